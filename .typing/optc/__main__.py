@@ -1,0 +1,1 @@
+../../optimizer/face/__main__.py

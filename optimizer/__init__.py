@@ -1,0 +1,1 @@
+"""Runs things: the command line, the driver, TensorRT, the runtimes, verification, packaging."""

@@ -1,0 +1,1 @@
+"""Graph to graph: the rewrites, and the few things all of them share."""

@@ -1,0 +1,117 @@
+"""What a pass is, what it may know, and what it reports.
+
+A pass rewrites one `onnx_graphsurgeon.Graph` in place: the main graph or the body of an If, Loop or
+Scan. It does not recurse: the pipeline runs it on every body, innermost first. It holds options,
+never state; it opens no file and prints nothing.
+
+What the pipeline guarantees before a pass runs (and checks after it, in checked mode):
+- every node has a name, and node and tensor names are unique over the whole model, bodies included;
+- there are no ``Constant`` nodes: every constant is a ``gs.Constant`` tensor;
+- ``graph.nodes`` is in topological order;
+- a value read inside a body is the same tensor object as outside, so ``tensor.outputs`` lists the
+  readers in bodies too. What it does not list are graph and body outputs: ask `Facts.is_kept`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import onnx_graphsurgeon as gs
+
+if TYPE_CHECKING:
+    from optc.passes.shape import Shapes
+
+Group = Literal["clean", "fold", "fuse", "legalise"]
+
+
+@dataclass(slots=True)
+class Report:
+    """What one run of a pass did to one graph.
+
+    Attributes:
+        merged: Name of a node that is left (or new) -> names of the nodes it now stands for, its
+            own among them where it was there before.
+        removed: Name of a node that is gone and that no other node stands for -> why.
+        skipped: Name of a node where the pattern was met -> why it was left alone.
+    """
+
+    merged: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    removed: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the graph differs from what came in."""
+        return bool(self.merged or self.removed)
+
+
+class Facts:
+    """What a pass may know beyond the graph it is given.
+
+    Attributes:
+        opset: Version of the default domain that the model imports.
+        kept: Names of tensors that must stay, under their name: graph outputs, outputs of bodies,
+            partition points.
+    """
+
+    def __init__(
+        self,
+        opset: int,
+        kept: frozenset[str],
+        shapes: Callable[[], Shapes],
+        fresh: Callable[[str], str],
+    ) -> None:
+        self.opset = opset
+        self.kept = kept
+        self._shapes = shapes
+        self._fresh = fresh
+
+    @property
+    def shapes(self) -> Shapes:
+        """Shapes, dtypes and known integer values of all tensors, as of the start of this pass.
+
+        Computed when first asked for. A tensor made since is not in it.
+        """
+        return self._shapes()
+
+    def is_kept(self, tensor: gs.Tensor) -> bool:
+        """Whether ``tensor`` must stay under its name whatever happens to its producer."""
+        return tensor.name in self.kept
+
+    def is_shared(self, tensor: gs.Tensor) -> bool:
+        """Whether anyone besides one single node reads ``tensor``."""
+        return len(tensor.outputs) != 1 or self.is_kept(tensor)
+
+    def fresh_name(self, stem: str) -> str:
+        """Return a tensor or node name that nothing in the model bears, made from ``stem``."""
+        return self._fresh(stem)
+
+
+class Pass(ABC):
+    """A named rewrite of a graph, in place. Holds options, never state.
+
+    Attributes:
+        name: As written in a spec: a verb phrase with hyphens. The file has the same words.
+        group: When it runs: clean, fold and fuse run to a fixpoint, legalise once per target.
+        exactness: What the rewrite does to the numbers, in one phrase for the reference.
+    """
+
+    name: ClassVar[str]
+    group: ClassVar[Group] = "fold"
+    exactness: ClassVar[str] = "exact"
+
+    @abstractmethod
+    def run(self, graph: gs.Graph, facts: Facts) -> Report:
+        """Rewrite ``graph`` in place and say what was done."""
+
+    @classmethod
+    def summary(cls) -> str:
+        """Return the first line of the class's docstring."""
+        return (cls.__doc__ or "").strip().splitlines()[0]
+
+
+Origins = Mapping[str, tuple[str, ...]]
+"""Name of a node in the optimised model -> names of the original's nodes it stands for."""
