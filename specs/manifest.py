@@ -1,0 +1,352 @@
+"""What optc writes back: the models of a package's ``manifest.json``, schema version 1.
+
+The manifest is a contract with other programs. Within a schema version keys are only added, so
+reading passes over keys it does not know; a file that is renamed, cut short or not ours is answered
+with one clear error. All paths in it are relative to the package's folder and stay inside it.
+
+Names of dtypes are numpy's and ml_dtypes' (``float32``, ``bool``, ``bfloat16``, ``float8_e4m3fn``,
+``int4``), ``string`` for text. A value that is no tensor has its ONNX type as ``dtype``
+(``sequence(float32)``) and no shape.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
+
+from optc.specs.diagnostic import Diagnostic, InputError
+
+SCHEMA_VERSION: Final = 1
+FILE_NAME = "manifest.json"
+
+Runtime = Literal["tensorrt", "onnxruntime", "torch"]
+Shape = tuple[int | str, ...]
+"""One entry an axis, outermost first: an extent, or the name of a dynamic axis."""
+
+
+def _stays_inside(path: str) -> str:
+    pure = PurePosixPath(path)
+    if not path or pure.is_absolute() or ".." in pure.parts or "\0" in path:
+        raise ValueError(f"`{path}` is not a path inside the package")
+    return path
+
+
+PackagePath = Annotated[str, AfterValidator(_stays_inside)]
+"""A path inside the package, relative to its folder, with ``/`` between its parts."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Extents(_Part):
+    """The extents of one dynamic axis in one optimisation profile."""
+
+    min: int
+    opt: int
+    max: int
+
+
+class Shapes(_Part):
+    """The shapes of one engine input in one optimisation profile, as TensorRT takes them."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+
+class TensorType(_Part):
+    """Dtype and shape of a value; ``shape`` is null where the rank is unknown or there is none."""
+
+    dtype: str
+    shape: Shape | None
+
+
+class Tensor(TensorType):
+    """An input or output of the whole package."""
+
+    name: str
+
+
+class SpecRecord(_Part):
+    """The spec a package was made from. ``path`` is as the user wrote it."""
+
+    path: str | None = None
+    sha256: str
+
+
+class ModelRecord(_Part):
+    """The original model. ``path`` is relative to the spec's folder."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+class Engine(_Part):
+    """An engine of one stage for one target."""
+
+    file: PackagePath
+    sha256: str
+    bytes: int
+
+
+class Reason(_Part):
+    """Why a node runs in the fallback.
+
+    Attributes:
+        node: Its name in ``model.onnx``.
+        op: Its ONNX op, with the domain before a ``::`` where it is not the default one.
+        by: Who refused it: ``rule``, ``parser``, ``builder``, ``spec``.
+        text: In whose own words, or the rule's.
+        targets: Names of the targets it holds for.
+        origins: The nodes of the original model that ``node`` stands for.
+    """
+
+    node: str
+    op: str
+    by: str
+    text: str
+    targets: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+
+
+class Stage(_Part):
+    """One part of the model, run by one runtime.
+
+    Attributes:
+        model: The stage as ONNX; every stage has one, whatever its runtime.
+        engines: Name of a target -> its engine. Empty for a fallback stage.
+        tensors: Name of an input or output -> its type.
+        nodes: Names in ``model.onnx`` of the nodes that are this stage's.
+        repeated: Names in ``model.onnx`` of cheap nodes that are copied into this stage, too.
+        profiles: What the engines were built with: for each of the package's profiles, in their
+            order, the shapes of each input. Empty for a fallback stage.
+    """
+
+    id: int
+    runtime: Runtime
+    model: PackagePath
+    engines: Mapping[str, Engine] = {}
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    tensors: Mapping[str, TensorType] = {}
+    nodes: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()
+    flops_share: float = 0.0
+    why: tuple[Reason, ...] = ()
+    profiles: tuple[Mapping[str, Shapes], ...] = ()
+
+
+class Target(_Part):
+    """Something the package was compiled for. ``stages`` are ids, in running order."""
+
+    name: str
+    backend: str
+    compute_capability: str | None = None
+    stages: tuple[int, ...]
+
+
+class PassRecord(_Part):
+    """What one pass did.
+
+    Attributes:
+        fired: Name of a node that is left -> names of the nodes it now stands for.
+        removed: Name of a node that is gone -> why.
+        declined: Name of a node where the pattern was met -> why it was left alone.
+    """
+
+    name: str
+    fired: Mapping[str, tuple[str, ...]] = {}
+    removed: Mapping[str, str] = {}
+    declined: Mapping[str, str] = {}
+    seconds: float = 0.0
+
+
+class Manifest(_Part):
+    """The whole of ``manifest.json``.
+
+    Attributes:
+        graph: The optimised model as one ONNX file.
+        profiles: For each optimisation profile: symbol -> its extents.
+        files: Path -> sha256 of every file of the package but this one.
+        environment: Versions, builder, machine.
+        verify: What the spec asks of the result, as the verification takes it.
+        rounds: The rounds of splitting and building, in their order.
+        failures: What failed on the way and was worked around.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    optc_version: str
+    spec: SpecRecord
+    model: ModelRecord
+    precision: JsonValue = "fp32"
+    graph: PackagePath = "model.onnx"
+    report: PackagePath = "report.json"
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    profiles: tuple[Mapping[str, Extents], ...] = ()
+    stages: tuple[Stage, ...]
+    targets: tuple[Target, ...]
+    files: Mapping[PackagePath, str] = {}
+    passes: tuple[PassRecord, ...] = ()
+    environment: Mapping[str, JsonValue] = {}
+    verify: JsonValue = None
+    rounds: tuple[JsonValue, ...] = ()
+    failures: tuple[JsonValue, ...] = ()
+
+    @model_validator(mode="after")
+    def _stages_exist(self) -> Self:
+        ids = [stage.id for stage in self.stages]
+        if len(set(ids)) != len(ids):
+            raise ValueError("two stages have the same id")
+        for target in self.targets:
+            if missing := set(target.stages) - set(ids):
+                raise ValueError(
+                    f"target `{target.name}` runs stage {min(missing)}, which is absent"
+                )
+        return self
+
+    def target(self, name: str) -> Target:
+        """Return the target called ``name``; raises KeyError where there is none."""
+        return {target.name: target for target in self.targets}[name]
+
+    def stages_of(self, target: Target) -> tuple[Stage, ...]:
+        """Return the stages of ``target`` in running order."""
+        stages = {stage.id: stage for stage in self.stages}
+        return tuple(stages[id_] for id_ in target.stages)
+
+    def text(self) -> str:
+        """Return the manifest as it is written to a file."""
+        data = self.model_dump(mode="json")
+        return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def as_plan(self) -> dict[str, JsonValue]:
+        """Return what ``optc plan --json`` prints: the manifest without files and engines."""
+        return self.model_dump(
+            mode="json", exclude={"files": True, "stages": {"__all__": {"engines"}}}
+        )
+
+    def moved_into(self, folder: str) -> Manifest:
+        """Return the manifest of the same package with all of its files in a subfolder."""
+
+        def moved(path: str) -> str:
+            return f"{folder}/{path}"
+
+        stages = tuple(
+            stage.model_copy(
+                update={
+                    "model": moved(stage.model),
+                    "engines": {
+                        target: engine.model_copy(update={"file": moved(engine.file)})
+                        for target, engine in stage.engines.items()
+                    },
+                }
+            )
+            for stage in self.stages
+        )
+        return self.model_copy(
+            update={
+                "graph": moved(self.graph),
+                "report": moved(self.report),
+                "stages": stages,
+                "files": {moved(path): sha256 for path, sha256 in self.files.items()},
+            }
+        )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return the manifest of the package in ``folder``.
+
+    Raises:
+        InputError: ``not-a-package`` where there is no folder, no manifest or not one of ours;
+            ``newer-package`` for a schema version that this optc does not know;
+            ``damaged-package`` for a manifest that is cut short or contradicts itself.
+    """
+    data = _json_of(folder)
+    version = data["schema_version"]
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            Diagnostic(
+                "newer-package",
+                f"the package `{folder}` has schema version {version!r}, made by optc "
+                f"{data['optc_version']}; this optc reads version {SCHEMA_VERSION}",
+                "read it with the optc that made it, or compile the package again",
+            )
+        )
+    try:
+        return Manifest.model_validate(data)
+    except ValidationError as error:
+        found = [
+            f"{'.'.join(str(part) for part in problem['loc']) or 'manifest'}: {problem['msg']}"
+            for problem in error.errors()[:5]
+        ]
+        raise _damaged(
+            folder, f"its {FILE_NAME} is not as it should be ({'; '.join(found)})"
+        ) from (error)
+
+
+def is_package(folder: Path) -> bool:
+    """Whether ``folder`` holds a manifest of ours, of whatever version."""
+    try:
+        _json_of(folder)
+    except InputError:
+        return False
+    return True
+
+
+def _json_of(folder: Path) -> dict[str, Any]:
+    """Return the JSON of a manifest that is ours."""
+    path = folder / FILE_NAME
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError as error:
+        what = f"holds no {FILE_NAME}" if folder.is_dir() else "does not exist"
+        raise _not_a_package(folder, f"it {what}") from error
+    except NotADirectoryError as error:
+        raise _not_a_package(folder, "it is a file") from error
+    except OSError as error:
+        raise _not_a_package(folder, f"its {FILE_NAME} cannot be read: {error.strerror}") from error
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(folder, f"its {FILE_NAME} is not JSON ({error})") from error
+    if not isinstance(data, dict) or not {"schema_version", "optc_version"} <= data.keys():
+        raise _not_a_package(folder, f"its {FILE_NAME} is not one that optc wrote")
+    return data
+
+
+def _not_a_package(folder: Path, reason: str) -> InputError:
+    return InputError(
+        Diagnostic(
+            "not-a-package",
+            f"`{folder}` is not an optc package: {reason}",
+            "give the folder that `optc compile` wrote",
+        )
+    )
+
+
+def _damaged(folder: Path, reason: str) -> InputError:
+    return InputError(
+        Diagnostic(
+            "damaged-package",
+            f"the package `{folder}` is damaged: {reason}",
+            "compile it again",
+        )
+    )
+
+
+def damaged_file(folder: Path, path: str, reason: str) -> InputError:
+    """Return the error for one file of the package in ``folder`` that is not as recorded."""
+    return _damaged(folder, f"`{path}` {reason}")
