@@ -1,0 +1,588 @@
+"""The spec a user writes, version 1, as models.
+
+Every model here refuses unknown keys, takes no text for a number and no number for text, and is
+frozen. The short forms that a spec may use (a path for ``model``, a number for a range, a name for
+``precision``) are turned into the long form here, so that the rest of optc sees one shape only.
+
+Nothing in here looks at a file: `optc.specs.check` reads the text, asks these models, and compares
+with the model file.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, LiteralString, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core.core_schema import NullableSchema
+
+Backend = Literal["tensorrt-rtx", "tensorrt"]
+PrecisionName = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
+Runtime = Literal["onnxruntime", "torch"]
+
+LARGEST_DIM = 2**31 - 1
+"""The largest extent of an axis that TensorRT takes."""
+
+COMPUTE_CAPABILITIES: Mapping[Backend, tuple[str, ...]] = {
+    "tensorrt-rtx": ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
+}
+"""What a backend builds for without the GPU at hand. A backend that is not here builds for the GPU
+of the machine it runs on, whichever that is."""
+
+
+def _fault(code: LiteralString, problem: str, todo: str | None = None) -> PydanticCustomError:
+    """Return an error that `optc.specs.check` passes on as it stands."""
+    return PydanticCustomError(code, "{problem}", {"problem": problem, "todo": todo})
+
+
+Name = Annotated[str, Field(min_length=1)]
+"""Of a tensor, node, op, symbol or pass: any text that is not empty."""
+
+
+class Part(BaseModel):
+    """A mapping of the spec.
+
+    Attributes:
+        expected: What may stand in its place, in the words of an error.
+    """
+
+    # Built when first used: `import optc.specs.compile_spec` stays cheap.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
+
+    expected: ClassVar[str] = "a mapping"
+
+
+class ModelFile(Part):
+    """The ONNX file to compile."""
+
+    expected = "a path, or a mapping with `path` and `sha256`"
+
+    path: str = Field(
+        min_length=1, description="Path of the ONNX file, relative to the folder of the spec."
+    )
+    sha256: str | None = Field(
+        default=None,
+        description="SHA-256 of the ONNX file, 64 hexadecimal digits. Where it is given, another "
+        "file under that path is an error.",
+        json_schema_extra={"pattern": "^[0-9a-fA-F]{64}$"},
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: object) -> object:
+        return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("sha256")
+    @classmethod
+    def _is_a_hash(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch("[0-9a-fA-F]{64}", value):
+            raise _fault(
+                "bad-sha256",
+                f"a SHA-256 has 64 hexadecimal digits, this has {len(value)} characters",
+                "write what `sha256sum` prints for the model file, or leave `sha256` out",
+            )
+        return value and value.lower()
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Add the short form."""
+        return _or({"type": "string", "minLength": 1}, schema, handler)
+
+
+class Range(Part):
+    """The extents a dynamic axis may have.
+
+    Example:
+        >>> Range.fixed(640)
+        Range(min=640, opt=640, max=640)
+        >>> str(Range(min=1, opt=4, max=8))
+        '{min: 1, opt: 4, max: 8}'
+    """
+
+    expected = "a whole number, or a mapping with `min`, `opt` and `max`"
+
+    min: int = Field(ge=0, le=LARGEST_DIM, description="Smallest extent.")
+    opt: int = Field(
+        ge=0, le=LARGEST_DIM, description="The extent to be fastest at, from `min` to `max`."
+    )
+    max: int = Field(ge=1, le=LARGEST_DIM, description="Largest extent.")
+
+    @classmethod
+    def fixed(cls, extent: int) -> Self:
+        """Return the range that holds ``extent`` only."""
+        return cls(min=extent, opt=extent, max=extent)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the axis has one extent only."""
+        return self.min == self.max
+
+    def __str__(self) -> str:
+        """Return the range as a spec writes it."""
+        if self.is_fixed:
+            return str(self.min)
+        return f"{{min: {self.min}, opt: {self.opt}, max: {self.max}}}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, value: object) -> object:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return {"min": value, "opt": value, "max": value}
+        return value
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> Self:
+        if not self.min <= self.opt <= self.max:
+            low, opt, high = sorted((self.min, self.opt, self.max))
+            raise _fault(
+                "min-opt-max",
+                f"min {self.min}, opt {self.opt}, max {self.max} are not in ascending order",
+                f"write `{{min: {low}, opt: {opt}, max: {high}}}`, if that is what is meant",
+            )
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Add the short form."""
+        number = {"type": "integer", "minimum": 1, "maximum": LARGEST_DIM}
+        return _or(number, schema, handler)
+
+
+def _axis(value: object) -> str | int:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise _fault(
+            "wrong-type", f"an axis is a name or a whole number, not {_kind_of(value)}", None
+        )
+    if value == "":
+        raise _fault("empty-value", "the name of an axis is empty", 'write a name, or "?"')
+    if isinstance(value, int) and not -1 <= value <= LARGEST_DIM:
+        raise _fault(
+            "out-of-range",
+            f"an axis cannot have the extent {value}",
+            f"write a whole number from 1 to {LARGEST_DIM}, or a name for a dynamic axis",
+        )
+    return value
+
+
+def _kind_of(value: object) -> str:
+    """Return what ``value`` is, in the words of an error."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return f"`{str(value).lower()}`"
+        case int() | float():
+            return f"the number {value}"
+        case str():
+            return f"the text `{value}`"
+        case Mapping():
+            return "a mapping"
+        case _:
+            return "a list"
+
+
+Axis = Annotated[
+    str | int,
+    PlainValidator(_axis),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {"type": "integer", "minimum": -1, "maximum": LARGEST_DIM},
+            ]
+        }
+    ),
+]
+Real = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Input(Part):
+    """What the graph does not say about one of its inputs, or says badly."""
+
+    shape: Annotated[tuple[Axis, ...], Field(strict=False)] | None = Field(
+        default=None,
+        description="One entry an axis, outermost first: a name for a dynamic axis (it renames "
+        'what the model calls it), a number to pin it, "?" or -1 to call it `<input>_<axis>`. '
+        "`[]` is a scalar. An axis that is fixed in the model must be given as it is there.",
+    )
+    range: Annotated[tuple[Real, Real], Field(strict=False)] | None = Field(
+        default=None,
+        description="Lowest and highest value of made-up input: floats are drawn from [low, high), "
+        "integers from low to high, both included. Without it, floats are in [0, 1) and integers "
+        "are 0 or 1.",
+    )
+
+    @field_validator("range")
+    @classmethod
+    def _is_ordered(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and value[0] > value[1]:
+            low, high = value
+            raise _fault(
+                "range-order",
+                f"the range starts at {low:g} and ends at {high:g}, below its start",
+                f"write `[{high:g}, {low:g}]`, if that is what is meant",
+            )
+        return value
+
+
+def _capability(value: object) -> str:
+    text = str(value) if isinstance(value, int | float | str) else ""
+    if isinstance(value, int) and not isinstance(value, bool):
+        text += ".0"  # JSON writers print 8.0 as 8
+    if isinstance(value, bool) or not re.fullmatch(r"\d{1,2}\.\d", text):
+        raise _fault(
+            "unknown-compute-capability",
+            f"a compute capability is two numbers such as 8.6, not {_kind_of(value)}",
+            "write one of " + ", ".join(COMPUTE_CAPABILITIES["tensorrt-rtx"]),
+        )
+    return text
+
+
+class Target(Part):
+    """What to build engines for."""
+
+    name: str = Field(
+        min_length=1,
+        max_length=64,
+        description="Your name for it, unique in the spec. Engines stand in `engines/<name>/`, so "
+        "it is made of letters, digits, `.`, `_` and `-`, and starts with a letter or digit.",
+        json_schema_extra={"pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]*$"},
+    )
+    backend: Backend = Field(
+        default="tensorrt-rtx",
+        description="What builds the engines: `tensorrt-rtx` needs no GPU; `tensorrt` needs the "
+        "target GPU and an installation of TensorRT.",
+    )
+    compute_capability: (
+        Annotated[
+            str,
+            PlainValidator(_capability),
+            WithJsonSchema(
+                {
+                    "anyOf": [
+                        {"type": "string", "pattern": r"^\d{1,2}\.\d$"},
+                        {"type": "number", "minimum": 0, "exclusiveMaximum": 100},
+                    ]
+                }
+            ),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="Compute capability of the GPU, as number or text. For `tensorrt-rtx` one of "
+        + ", ".join(COMPUTE_CAPABILITIES["tensorrt-rtx"])
+        + "; without it, one portable engine for Ampere and later. For `tensorrt`, that of the GPU "
+        "at hand; without it, whichever that is.",
+        examples=["8.6"],
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_file_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+            safe = re.sub(r"[^A-Za-z0-9._-]+", "-", value).strip("-._")
+            raise _fault(
+                "bad-target-name",
+                f"a target cannot be called `{value}`: a folder is named after it",
+                (f"write `{safe}`, or another name" if safe else "write a name")
+                + " of letters, digits, `.`, `_` and `-` that starts with a letter or digit",
+            )
+        return value
+
+
+class Selector(Part):
+    """Nodes of the original model: all of one op, or those whose name matches a pattern."""
+
+    expected = 'a mapping with one of `op` and `node`, such as `{op: Softmax}` or `{node: "/a/*"}`'
+
+    op: Name | None = Field(default=None, description="The op type, such as `Softmax`.")
+    node: Name | None = Field(
+        default=None,
+        description="A node's name, or a pattern: `*` stands for any text (also with slashes), "
+        "`?` for one character, `[ab]` for one of these.",
+    )
+
+    def matches(self, op: str, name: str) -> bool:
+        """Return whether a node of the original model with this op and name is meant.
+
+        Example:
+            >>> Selector(node="/head/*").matches("Conv", "/head/0/Conv")
+            True
+        """
+        if self.node is None:
+            return op == self.op
+        return name == self.node or fnmatch.fnmatchcase(name, self.node)
+
+    def __str__(self) -> str:
+        """Return the selector as a spec writes it."""
+        return f"{{op: {self.op}}}" if self.node is None else f'{{node: "{self.node}"}}'
+
+    @model_validator(mode="after")
+    def _has_one(self) -> Self:
+        if (self.op is None) == (self.node is None):
+            raise _fault(
+                "bad-selector",
+                "this selects by both `op` and `node`" if self.op else "this selects nothing",
+                'write one of them: `{op: Softmax}` or `{node: "/head/*"}`',
+            )
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Say that it is one of the two."""
+        json = handler.resolve_ref_schema(handler(schema))
+        json["oneOf"] = [{"required": ["op"]}, {"required": ["node"]}]
+        return json
+
+
+Selectors = Annotated[tuple[Selector, ...], Field(strict=False)]
+
+
+class Precision(Part):
+    """What the engines compute in."""
+
+    expected = "a precision, or a mapping with `default` and `keep_fp32`"
+
+    default: PrecisionName = Field(
+        default="fp32", description="Precision of all nodes that `keep_fp32` does not name."
+    )
+    keep_fp32: Selectors = Field(
+        default=(), description="Nodes that stay in fp32, named as in the original model."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: object) -> object:
+        return {"default": value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Add the short form."""
+        names = ["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
+        return _or({"type": "string", "enum": names}, schema, handler)
+
+
+class Passes(Part):
+    """Which graph passes run."""
+
+    disable: Annotated[tuple[Name, ...], Field(strict=False)] = Field(
+        default=(), description="Passes that must not run; `optc passes` lists them."
+    )
+
+
+class Partition(Part):
+    """Where the model is cut, beyond what TensorRT itself asks for."""
+
+    points: Annotated[tuple[Name, ...], Field(strict=False)] = Field(
+        default=(), description="Tensors of the original model at which a stage must end."
+    )
+    off_tensorrt: Selectors = Field(
+        default=(),
+        description="Nodes that must not run in TensorRT, named as in the original model.",
+    )
+
+
+class Fallback(Part):
+    """What runs the stages that TensorRT does not take."""
+
+    runtime: Runtime = Field(
+        default="onnxruntime", description="`torch` is not in this version of optc."
+    )
+
+
+def _listed(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+class Verify(Part):
+    """How exactly the package must compute what the original model does."""
+
+    data: (
+        Annotated[
+            tuple[Name, ...],
+            Field(strict=False, min_length=1),
+            BeforeValidator(_listed),
+            WithJsonSchema(
+                {
+                    "anyOf": [
+                        {"type": "string", "minLength": 1},
+                        {
+                            "type": "array",
+                            "items": {"type": "string", "minLength": 1},
+                            "minItems": 1,
+                        },
+                    ]
+                }
+            ),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="Input files to verify with (`.npz`, one array an input), a pattern or a list "
+        "of patterns, relative to the folder of the spec. Made-up input is used besides.",
+    )
+    atol: Real = Field(default=1e-4, ge=0, description="Absolute tolerance.")
+    rtol: Real = Field(default=1e-4, ge=0, description="Tolerance relative to the original value.")
+
+
+class Gate(Part):
+    """What the package must keep to; where it does not, `optc compile` exits with 3."""
+
+    max_engines: int | None = Field(
+        default=None, ge=1, le=LARGEST_DIM, description="Most engines a target may need."
+    )
+    min_tensorrt_flops: Real | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Least share of the floating-point operations that runs in engines, 0 to 1, "
+        "on every target.",
+    )
+
+
+def _portable() -> tuple[Target, ...]:
+    return (Target(name="portable"),)
+
+
+class CompileSpec(Part):
+    """What to compile, for which GPUs, and how exact the result must be."""
+
+    version: Literal[1] = Field(description="Version of this format: 1.")
+    model: ModelFile = Field(description="The ONNX file to compile: its path, or a mapping.")
+    inputs: dict[Name, Input] = Field(
+        default_factory=dict,
+        description="Name of an input -> what the graph does not say about it, or says badly.",
+    )
+    dims: dict[Name, Range] = Field(
+        default_factory=dict,
+        description="Name of a dynamic axis -> its range. A number pins it. Each dynamic axis of "
+        "the inputs has its range here, or in every profile; an axis that comes up inside the "
+        "model may have one too, under the name that `optc plan` prints.",
+    )
+    profiles: Annotated[tuple[dict[Name, Range], ...], Field(strict=False)] = Field(
+        default=(),
+        min_length=1,
+        description="Several optimisation profiles, instead of `dims`: each gives every dynamic "
+        "axis of the inputs.",
+    )
+    targets: Annotated[tuple[Target, ...], Field(strict=False)] = Field(
+        default_factory=_portable,
+        min_length=1,
+        description="What to build engines for. Without it: one target called `portable`, built by "
+        "`tensorrt-rtx` for Ampere and later.",
+    )
+    precision: Precision = Field(
+        default_factory=Precision,
+        description="What the engines compute in: a name, or a mapping. fp16, bf16, int8 and fp8 "
+        "are not in this version of optc.",
+    )
+    passes: Passes = Field(default_factory=Passes, description="Which graph passes run.")
+    partition: Partition = Field(
+        default_factory=Partition,
+        description="Where the model is cut, beyond what TensorRT itself asks for.",
+    )
+    fallback: Fallback = Field(
+        default_factory=Fallback, description="What runs the stages that TensorRT does not take."
+    )
+    verify: Verify | None = Field(
+        default=None,
+        description="How exactly the package must compute what the original model does. Where it "
+        "is given, `optc compile` verifies.",
+    )
+    gate: Gate | None = Field(
+        default=None,
+        description="What the package must keep to; where it does not, `optc compile` exits with "
+        "3.",
+    )
+
+    @model_validator(mode="after")
+    def _gives_ranges_once(self) -> Self:
+        if self.dims and self.profiles:
+            raise _fault(
+                "dims-and-profiles",
+                "the spec has both `dims` and `profiles`",
+                "give ranges in one of them; a number that holds in every profile is repeated",
+            )
+        return self
+
+    @field_validator("targets")
+    @classmethod
+    def _have_their_own_names(cls, targets: tuple[Target, ...]) -> tuple[Target, ...]:
+        # Engines stand in a folder per target, and some file systems ignore case.
+        names = [target.name.casefold() for target in targets]
+        for index, target in enumerate(targets):
+            if names.index(names[index]) < index:
+                raise _fault(
+                    "duplicate-target",
+                    f"two targets are called `{target.name}`",
+                    "give each target a name of its own",
+                )
+        return targets
+
+
+def _or(
+    short: dict[str, Any], schema: CoreSchema, handler: GetJsonSchemaHandler
+) -> JsonSchemaValue:
+    """Return the JSON Schema of a part that has a short form too."""
+    json = handler.resolve_ref_schema(handler(schema))
+    long = {key: json.pop(key) for key in list(json) if key not in ("title", "description")}
+    json["anyOf"] = [short, long]
+    return json
+
+
+class _SpecSchema(GenerateJsonSchema):
+    def nullable_schema(self, schema: NullableSchema) -> JsonSchemaValue:
+        """Leave null out: a key without a value is an error in a spec."""
+        return self.generate_inner(schema["schema"])
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a spec, short forms included."""
+    schema = CompileSpec.model_json_schema(schema_generator=_SpecSchema)
+    return {
+        "$schema": GenerateJsonSchema.schema_dialect,
+        "title": "optc compile spec, version 1",
+        **_tidy(schema),
+    }
+
+
+def _tidy(schema: Any, *, names: bool = False) -> Any:
+    """Return ``schema`` as a spec's author wants to read it.
+
+    Titles made from names go, and so does ``default: null``, which no spec may say; of a docstring
+    stays the first paragraph. ``names``: the keys are names of a spec, not words of JSON Schema.
+    """
+    if isinstance(schema, list):
+        return [_tidy(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    tidied: dict[str, Any] = {}
+    for key, value in schema.items():
+        if not names and (key == "title" or (key == "default" and value is None)):
+            continue
+        tidied[key] = _tidy(value, names=not names and key in ("properties", "$defs"))
+        if not names and key == "description":
+            tidied[key] = value.split("\n\n")[0]
+    return tidied
