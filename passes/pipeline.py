@@ -1,0 +1,238 @@
+"""Runs passes: their order, the fixpoint, the checks between them, timing, and where nodes come from.
+
+Passes run in the order of the registry, each on every body (innermost first) and then on the main
+graph, round after round until a whole round changes nothing. A pass is not run again on a graph that
+has not changed since it last had nothing to do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import onnx_graphsurgeon as gs
+
+from optc.passes.contract import Facts, Origins, Pass, Report
+from optc.passes.graph import (
+    Names,
+    all_bodies,
+    all_nodes,
+    kept_names,
+    reads,
+    remove_dead,
+    sorted_nodes,
+)
+
+MAX_ROUNDS = 30
+"""More rounds than any real model needed (at most 7); passes that undo each other end here."""
+
+AfterPass = Callable[[str, int, gs.Graph], None]
+"""Called with pass name, running number and main graph after each run that changed something."""
+
+
+class PassError(Exception):
+    """A pass left the graph broken. A fault of the pass, never of the user's model."""
+
+
+@dataclass(slots=True)
+class PassRecord:
+    """What one pass did over all its runs.
+
+    Attributes:
+        name: The pass.
+        seconds: Wall time of all its runs.
+        runs: How often it ran.
+        rewritten: Patterns it rewrote, over all runs.
+        merged: As in `Report`; what a later run says of a node comes after what an earlier one said.
+        removed: As in `Report`.
+        skipped: As in `Report`, as of the last run.
+    """
+
+    name: str
+    seconds: float = 0.0
+    runs: int = 0
+    rewritten: int = 0
+    merged: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    removed: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class PipelineReport:
+    """What the passes did to a model.
+
+    Attributes:
+        records: One per pass, in running order.
+        origins: Node of the result -> names of the original's nodes it stands for.
+        rounds: Rounds until nothing changed.
+        nodes_before: Number of nodes that came in, bodies included, constants not counted.
+        nodes_after: Number of nodes that are left.
+        seconds: Wall time of all.
+    """
+
+    records: list[PassRecord]
+    origins: Origins
+    rounds: int
+    nodes_before: int
+    nodes_after: int
+    seconds: float
+
+
+def optimise(
+    graph: gs.Graph,
+    passes: Sequence[Pass],
+    *,
+    points: Iterable[str] = (),
+    after: AfterPass | None = None,
+) -> PipelineReport:
+    """Run ``passes`` on ``graph``, in place, until none has anything left to do.
+
+    Args:
+        graph: In normal form (`passes.graph.import_model`).
+        passes: In running order.
+        points: Names of tensors that must stay, besides the outputs.
+        after: Sees the graph after each run that changed it: for dumps and for proofs.
+
+    Raises:
+        PassError: If a pass leaves the graph broken; it names the pass and what is wrong.
+    """
+    return _Run(graph, passes, frozenset(points), after).to_fixpoint()
+
+
+class _Run:
+    def __init__(
+        self,
+        graph: gs.Graph,
+        passes: Sequence[Pass],
+        points: frozenset[str],
+        after: AfterPass | None,
+    ) -> None:
+        self.graph = graph
+        self.passes = passes
+        self.points = points
+        self.after = after
+        self.version = 0  # counts changes; what was computed from an older graph is stale
+        self.records = {p.name: PassRecord(p.name) for p in passes}
+        self.origins = {node.name: (node.name,) for node in all_nodes(graph)}
+        self._shapes: tuple[int, object] = (-1, None)
+
+    def to_fixpoint(self) -> PipelineReport:
+        start = time.perf_counter()
+        before = sum(1 for _ in all_nodes(self.graph))
+        idle_at: dict[str, int] = {}  # pass -> version at which it last changed nothing
+        rounds = 0
+        while rounds < MAX_ROUNDS:
+            rounds += 1
+            at_start = self.version
+            for pass_ in self.passes:
+                if idle_at.get(pass_.name) == self.version:
+                    continue
+                if not self.run(pass_):
+                    idle_at[pass_.name] = self.version
+            if self.version == at_start:
+                break
+        return PipelineReport(
+            records=list(self.records.values()),
+            origins={n.name: self.origins[n.name] for n in all_nodes(self.graph)},
+            rounds=rounds,
+            nodes_before=before,
+            nodes_after=sum(1 for _ in all_nodes(self.graph)),
+            seconds=time.perf_counter() - start,
+        )
+
+    def run(self, pass_: Pass) -> bool:
+        """Run one pass on all graphs of the model and return whether it changed any."""
+        record = self.records[pass_.name]
+        record.skipped.clear()
+        start = time.perf_counter()
+        kept = kept_names(self.graph, self.points)
+        names = Names(self.graph)
+        changed = False
+        for part in (*list(all_bodies(self.graph)), self.graph):
+            facts = Facts(self.graph.opset, kept, self.shapes, names.fresh)
+            report = pass_.run(part, facts)
+            self.note(record, report)
+            changed = changed or report.changed
+        if changed:
+            self.settle(pass_)
+        record.runs += 1
+        record.seconds += time.perf_counter() - start
+        if changed and self.after is not None:
+            self.after(pass_.name, self.version, self.graph)
+        return changed
+
+    def shapes(self) -> object:
+        """Return shapes as of the present version, computed once a version."""
+        from optc.passes.shape import infer
+
+        if self._shapes[0] != self.version:
+            self._shapes = (self.version, infer(self.graph, opset=self.graph.opset))
+        return self._shapes[1]
+
+    def note(self, record: PassRecord, report: Report) -> None:
+        record.rewritten += len(report.merged) + len(report.removed)
+        record.merged.update(report.merged)
+        record.removed.update(report.removed)
+        record.skipped.update(report.skipped)
+        for name, parts in report.merged.items():
+            found = [origin for part in parts for origin in self.origins.get(part, ())]
+            self.origins[name] = tuple(dict.fromkeys(found))
+
+    def settle(self, pass_: Pass) -> None:
+        """Bring the graph back to normal form after a change, and check what a pass may not break."""
+        kept = kept_names(self.graph, self.points)
+        for part in (self.graph, *list(all_bodies(self.graph))):
+            remove_dead(part, kept)
+            part.nodes = sorted_nodes(part)
+        self.version += 1
+        check(self.graph, pass_.name)
+        for node in all_nodes(self.graph):
+            if node.name not in self.origins:
+                raise PassError(f"{pass_.name}: the new node `{node.name}` is not in its report")
+
+
+def check(graph: gs.Graph, culprit: str) -> None:
+    """Check the normal form of `passes.contract`.
+
+    Raises:
+        PassError: Naming ``culprit`` and the first thing found wrong.
+    """
+    seen: set[str] = set()
+    _check_part(graph, {}, seen, set(), culprit)
+
+
+def _check_part(
+    graph: gs.Graph,
+    outer: dict[str, gs.Tensor],
+    nodes: set[str],
+    tensors: set[str],
+    culprit: str,
+) -> None:
+    visible = dict(outer)
+
+    def make(tensor: gs.Tensor) -> None:
+        if tensor.name in tensors:
+            raise PassError(f"{culprit}: the tensor `{tensor.name}` is made twice")
+        tensors.add(tensor.name)
+        visible[tensor.name] = tensor
+
+    for tensor in graph.inputs:
+        make(tensor)
+    for node in graph.nodes:
+        if not node.name or node.name in nodes:
+            raise PassError(f"{culprit}: a node has no name of its own: `{node.name}`, {node.op}")
+        nodes.add(node.name)
+        for tensor in reads(node):
+            if not isinstance(tensor, gs.Constant) and visible.get(tensor.name) is not tensor:
+                raise PassError(
+                    f"{culprit}: `{node.name}` reads `{tensor.name}`, which nothing before it makes"
+                )
+        for body in (v for v in node.attrs.values() if isinstance(v, gs.Graph)):
+            _check_part(body, visible, nodes, tensors, culprit)
+        for tensor in node.outputs:
+            if tensor.name:
+                make(tensor)
+    for tensor in graph.outputs:
+        if not isinstance(tensor, gs.Constant) and visible.get(tensor.name) is not tensor:
+            raise PassError(f"{culprit}: nothing makes the output `{tensor.name}`")

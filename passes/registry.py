@@ -1,0 +1,89 @@
+"""Which passes there are, and in which order they run.
+
+A built-in pass is one line in `ORDER`: its file and class are named by the same words. Other
+distributions add passes by the entry-point group ``optc.passes``; theirs run after ours of the same
+group. Names are known without importing a pass, so that a spec is checked fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
+
+from optc.specs.diagnostic import Diagnostic, EnvironmentFault
+
+if TYPE_CHECKING:
+    from optc.passes.contract import Pass
+
+ENTRY_POINT_GROUP = "optc.passes"
+
+ORDER = (
+    "remove-dead",
+    "fold-constants",
+    "inline-constant-if",
+    "remove-identities",
+    "fold-shapes",
+    "merge-common-subexpressions",
+    "fold-batchnorm-into-conv",
+    "fold-batchnorm-into-gemm",
+    "fold-mul-into-conv",
+    "fold-add-into-conv",
+    "fold-mul-into-gemm",
+    "fold-add-into-gemm",
+)
+"""Built-in passes in running order: what makes the graph smaller comes before what searches it."""
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all passes, built-in ones first, in running order."""
+    return (*ORDER, *(name for name in _plugins() if name not in ORDER))
+
+
+def load(name: str) -> type[Pass]:
+    """Return the class of the pass called ``name``.
+
+    Raises:
+        KeyError: If there is none.
+        EnvironmentFault: If a plugin's entry point cannot be used (code ``bad-plugin``).
+    """
+    if name in ORDER:
+        module = import_module(f"optc.passes.{name.replace('-', '_')}")
+        found: type[Pass] = getattr(module, "".join(map(str.capitalize, name.split("-"))))
+        return found
+    return _load_plugin(_plugins()[name])
+
+
+def _load_plugin(entry: EntryPoint) -> type[Pass]:
+    from optc.passes.contract import Pass
+
+    try:
+        found = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise _bad_plugin(entry, f"cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Pass)):
+        raise _bad_plugin(entry, "is no subclass of optc.passes.contract.Pass")
+    if found.name != entry.name:
+        raise _bad_plugin(entry, f"calls itself `{found.name}`, its entry point `{entry.name}`")
+    return found
+
+
+def _bad_plugin(entry: EntryPoint, problem: str) -> EnvironmentFault:
+    return EnvironmentFault(
+        Diagnostic(
+            "bad-plugin",
+            f"the pass `{entry.name}` ({entry.value}) {problem}",
+            "mend or uninstall the distribution that brings it",
+        )
+    )
+
+
+def passes(disable: Iterable[str] = ()) -> list[Pass]:
+    """Return the optimising passes in running order, without those named in ``disable``."""
+    left_out = set(disable)
+    return [load(name)() for name in names() if name not in left_out]
