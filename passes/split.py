@@ -1,0 +1,242 @@
+"""Splits a graph into stages: the fewest engines, with the rest on the fallback runtime.
+
+    level(v) = max over what v reads, made by u, of
+               level(u) + [u on TensorRT, and v off TensorRT or the tensor is a partition point]
+
+Nodes on TensorRT of one level form one engine; nodes off it of one level form one fallback stage,
+which runs before the engine of its level. Why it holds: an edge between two engines, or from an
+engine into a fallback stage, raises the level, so the stages are acyclic by construction; and a path
+that alternates k times needs k engines under any scheme, so their number is minimal. It is linear
+and does not depend on the order in which nodes are listed.
+
+Shape arithmetic is not cut: a node that makes nothing but sizes is *free*. It has no level of its
+own; each stage that needs its result computes it again from the tensors it starts from, because
+TensorRT takes no shape tensors as engine inputs without value ranges, and bytes are cheaper computed
+than sent.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_graphsurgeon as gs
+
+from optc.passes.graph import bodies_of, reads
+
+Runtime = Literal["tensorrt", "onnxruntime", "torch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of a graph that runs as a whole on one runtime.
+
+    Attributes:
+        runtime: Where it runs.
+        nodes: Names of the nodes it owns, in topological order. Every node of the graph is owned by
+            exactly one stage.
+        repeated: Names of free nodes that it computes again, owned by an earlier stage.
+        inputs: Tensors it reads from the caller or from other stages, in the order first read.
+        outputs: Tensors it makes that other stages or the caller read.
+    """
+
+    runtime: Runtime
+    nodes: tuple[str, ...]
+    repeated: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def split(
+    graph: gs.Graph,
+    off: Collection[str],
+    *,
+    points: Collection[str] = (),
+    is_free: Callable[[gs.Node], bool] = lambda node: False,
+    fallback: Runtime = "onnxruntime",
+) -> list[Stage]:
+    """Return the stages of ``graph`` in running order.
+
+    Args:
+        graph: Topologically sorted; bodies go with their node.
+        off: Names of nodes that cannot or shall not run on TensorRT.
+        points: Names of tensors where a stage must end.
+        is_free: Whether a node makes nothing but sizes and may be computed more than once. Nodes in
+            ``off``, control flow, and nodes that make an output or a point never are.
+        fallback: Runtime of the nodes in ``off``.
+    """
+    return _Split(graph, frozenset(off), frozenset(points), is_free, fallback).stages()
+
+
+StageKey = tuple[int, int, int]
+"""Level; 0 off TensorRT, 1 on it; which part of a fallback stage that points cut."""
+
+
+class _Split:
+    def __init__(
+        self,
+        graph: gs.Graph,
+        off: frozenset[str],
+        points: frozenset[str],
+        is_free: Callable[[gs.Node], bool],
+        fallback: Runtime,
+    ) -> None:
+        self.graph = graph
+        self.off = off
+        self.points = points
+        self.fallback = fallback
+        self.outputs = {tensor.name for tensor in graph.outputs}
+        self.reads = {
+            node.name: [t.name for t in reads(node) if not isinstance(t, gs.Constant)]
+            for node in graph.nodes
+        }
+        self.readers: dict[str, list[str]] = defaultdict(list)
+        for name, tensors in self.reads.items():
+            for tensor in tensors:
+                self.readers[tensor].append(name)
+        self.maker = {t.name: node for node in graph.nodes for t in node.outputs if t.name}
+        self.free = {node.name for node in graph.nodes if self._may_repeat(node) and is_free(node)}
+        self.keys: dict[str, StageKey] = {}
+
+    def _may_repeat(self, node: gs.Node) -> bool:
+        if node.name in self.off or bodies_of(node):
+            return False
+        return not any(t.name in self.outputs or t.name in self.points for t in node.outputs)
+
+    def stages(self) -> list[Stage]:
+        self._assign_levels()
+        members: dict[StageKey, list[str]] = {}
+        for node in self.graph.nodes:
+            if node.name in self.keys:
+                members.setdefault(self.keys[node.name], []).append(node.name)
+        order = sorted(members)
+        at_home: set[str] = set()  # free nodes that some stage owns: the first that needs them
+        found = []
+        for key in order:
+            needed = self._free_nodes_behind(members[key])
+            found.append(self._stage(key, {*members[key], *(needed - at_home)}, needed & at_home))
+            at_home |= needed
+        return found
+
+    def _assign_levels(self) -> None:
+        """Give every node that is not free its stage."""
+        roots: dict[str, frozenset[str]] = {}  # free node -> tensors its result comes from
+        for node in self.graph.nodes:
+            sources: set[str] = set()
+            for name in self.reads[node.name]:
+                maker = self.maker.get(name)
+                if maker is not None and maker.name in self.free:
+                    sources |= roots[maker.name]
+                else:
+                    sources.add(name)
+            if node.name in self.free:
+                roots[node.name] = frozenset(sources)
+            else:
+                self.keys[node.name] = self._key(node, sources)
+
+    def _key(self, node: gs.Node, sources: Iterable[str]) -> StageKey:
+        on = node.name not in self.off
+        level = part = 0
+        for name in sources:
+            maker = self.maker.get(name)
+            if maker is None:
+                continue
+            its_level, its_side, its_part = self.keys[maker.name]
+            point = name in self.points
+            if its_side == 1 and (point or not on):
+                its_level, its_part = its_level + 1, 0
+            elif its_side == 0 and not on and point:
+                its_part += 1
+            if its_level > level:
+                level, part = its_level, 0
+            if its_level == level and not on and its_side == 0:
+                part = max(part, its_part)
+        return (level, 1, 0) if on else (level, 0, part)
+
+    def _free_nodes_behind(self, names: Iterable[str]) -> set[str]:
+        """Return the free nodes whose results the named nodes read, directly or through others."""
+        found: set[str] = set()
+        pending = list(names)
+        while pending:
+            for tensor in self.reads[pending.pop()]:
+                maker = self.maker.get(tensor)
+                if maker is not None and maker.name in self.free and maker.name not in found:
+                    found.add(maker.name)
+                    pending.append(maker.name)
+        return found
+
+    def _stage(self, key: StageKey, owned: set[str], repeated: set[str]) -> Stage:
+        inside = owned | repeated
+        inputs: dict[str, None] = {}
+        outputs: list[str] = []
+        for node in self.graph.nodes:
+            if node.name in inside:
+                for name in self.reads[node.name]:
+                    maker = self.maker.get(name)
+                    if maker is None or maker.name not in inside:
+                        inputs[name] = None
+            if node.name in owned:
+                outputs += [
+                    t.name
+                    for t in node.outputs
+                    if t.name and (t.name in self.outputs or self._is_read_outside(t, inside))
+                ]
+        in_order = [node.name for node in self.graph.nodes if node.name in inside]
+        return Stage(
+            runtime="tensorrt" if key[1] else self.fallback,
+            nodes=tuple(name for name in in_order if name in owned),
+            repeated=tuple(name for name in in_order if name in repeated),
+            inputs=tuple(inputs),
+            outputs=tuple(outputs),
+        )
+
+    def _is_read_outside(self, tensor: gs.Tensor, inside: set[str]) -> bool:
+        maker = self.maker[tensor.name]
+        if maker.name in self.free:
+            return False  # whoever needs it computes it again
+        return any(name not in inside for name in self.readers[tensor.name])
+
+
+def why_not_whole(graph: gs.Graph, stages: list[Stage]) -> str | None:
+    """Return what is wrong with ``stages`` as a split of ``graph``, or None. Checked after each split.
+
+    Every node is owned once; every input of a stage is an input of the graph or an output of an
+    earlier stage; every output of the graph is made.
+    """
+    owned = [name for stage in stages for name in stage.nodes]
+    if sorted(owned) != sorted(node.name for node in graph.nodes):
+        return "a node is in no stage, or in two"
+    made = {tensor.name for tensor in graph.inputs}
+    for index, stage in enumerate(stages):
+        missing = [name for name in stage.inputs if name not in made]
+        if missing:
+            return f"stage {index} reads `{missing[0]}` before it is made"
+        made.update(stage.outputs)
+    constants = {t.name for t in graph.outputs if isinstance(t, gs.Constant)}
+    lost = [t.name for t in graph.outputs if t.name not in made | constants]
+    return f"no stage makes the output `{lost[0]}`" if lost else None
+
+
+def extract(graph: gs.Graph, stage: Stage) -> gs.Graph:
+    """Return ``stage`` as a graph of its own. It shares nodes and tensors with ``graph``.
+
+    Only for export: editing it would edit ``graph``, and its inputs still have their makers.
+    """
+    inside = {*stage.nodes, *stage.repeated}
+    nodes = [node for node in graph.nodes if node.name in inside]
+    tensors = {t.name: t for t in graph.inputs}
+    tensors.update((t.name, t) for node in graph.nodes for t in node.outputs)
+    part = gs.Graph(
+        nodes,
+        [tensors[name] for name in stage.inputs],
+        [tensors[name] for name in stage.outputs],
+        name=graph.name,
+    )
+    part.opset = graph.opset
+    part.import_domains = graph.import_domains
+    part.ir_version = graph.ir_version
+    part.producer_name = "optc"
+    part.producer_version = ""
+    return part
