@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from optc.specs.compile_spec import Range
 from optc.specs.diagnostic import Diagnostic, InputError
 
 SCHEMA_VERSION: Final = 1
@@ -48,14 +49,6 @@ PackagePath = Annotated[str, AfterValidator(_stays_inside)]
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Extents(_Part):
-    """The extents of one dynamic axis in one optimisation profile."""
-
-    min: int
-    opt: int
-    max: int
 
 
 class Shapes(_Part):
@@ -179,7 +172,7 @@ class Manifest(_Part):
 
     Attributes:
         graph: The optimised model as one ONNX file.
-        profiles: For each optimisation profile: symbol -> its extents.
+        profiles: For each optimisation profile: symbol -> its range.
         files: Path -> sha256 of every file of the package but this one.
         environment: Versions, builder, machine.
         verify: What the spec asks of the result, as the verification takes it.
@@ -196,7 +189,7 @@ class Manifest(_Part):
     report: PackagePath = "report.json"
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    profiles: tuple[Mapping[str, Extents], ...] = ()
+    profiles: tuple[Mapping[str, Range], ...] = ()
     stages: tuple[Stage, ...]
     targets: tuple[Target, ...]
     files: Mapping[PackagePath, str] = {}

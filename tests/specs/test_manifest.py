@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from optc.specs.compile_spec import Range
 from optc.specs.diagnostic import InputError
 from optc.specs.manifest import (
     Engine,
-    Extents,
     Manifest,
     ModelRecord,
     Reason,
@@ -33,7 +33,7 @@ def manifest() -> Manifest:
         model=ModelRecord(path="m.onnx", sha256="ef", bytes=9),
         inputs=(Tensor(name="x", dtype="float32", shape=("batch", 3)),),
         outputs=(Tensor(name="y", dtype="float32", shape=("batch", 3)),),
-        profiles=({"batch": Extents(min=1, opt=2, max=4)},),
+        profiles=({"batch": Range(min=1, opt=2, max=4)},),
         stages=(
             Stage(
                 id=0,
