@@ -328,7 +328,7 @@ def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
     match dim.WhichOneof("value"):
         case "dim_value" if dim.dim_value >= 0:
             return dim.dim_value
-        case "dim_param" if dim.dim_param:
+        case "dim_param" if dim.dim_param not in ("", "?"):  # `?` is no name: each is another
             return dim.dim_param
     return None
 
