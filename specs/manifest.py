@@ -67,9 +67,14 @@ class TensorType(_Part):
 
 
 class Tensor(TensorType):
-    """An input or output of the whole package."""
+    """An input or output of the whole package.
+
+    Attributes:
+        range: Of made-up values, lowest and highest; null where the spec gives none.
+    """
 
     name: str
+    range: tuple[float, float] | None = None
 
 
 class SpecRecord(_Part):
@@ -126,6 +131,7 @@ class Stage(_Part):
         repeated: Names in ``model.onnx`` of cheap nodes that are copied into this stage, too.
         profiles: What the engines were built with: for each of the package's profiles, in their
             order, the shapes of each input. Empty for a fallback stage.
+        unconfirmed: In a plan: whether no build has shown that TensorRT takes the stage.
     """
 
     id: int
@@ -140,6 +146,7 @@ class Stage(_Part):
     flops_share: float = 0.0
     why: tuple[Reason, ...] = ()
     profiles: tuple[Mapping[str, Shapes], ...] = ()
+    unconfirmed: bool = False
 
 
 class Target(_Part):
