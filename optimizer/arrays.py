@@ -4,8 +4,8 @@ A key is the exact name of a tensor, whatever characters it has: it is a member'
 zip file and never becomes a path. Nothing is pickled, in either direction.
 
 Numpy's file format has no bfloat16, float8 or 4-bit types. Such an array is stored as ``np.save``
-stores it, as opaque bytes (``|V2``, ``|V1``; a 4-bit element takes a byte), and reading gives it
-its dtype back where the caller says which it is. Text is stored as numpy's ``<U``.
+stores it, as opaque bytes (``|V2``, ``|V1``; a 4-bit element takes a byte), and `typed` gives it its
+dtype back where one knows which it is. Text is stored as numpy's ``<U``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import ml_dtypes
 import numpy as np
@@ -83,29 +83,40 @@ def dtype_of(name: str) -> np.dtype[Any]:
     if name == "string":
         return np.dtype(object)
     if hasattr(ml_dtypes, name):
-        return np.dtype(getattr(ml_dtypes, name))
+        return np.dtype(cast(type, getattr(ml_dtypes, name)))
     try:
-        return np.dtype(name)
+        known: np.dtype[Any] = np.dtype(name)
     except TypeError as error:
         raise KeyError(name) from error
+    return known
+
+
+def typed(array: Array, name: str) -> Array:
+    """Return opaque bytes, as an npz file gives them, as the dtype called ``name`` that they are.
+
+    Any other array comes back as it is: nothing is converted.
+    """
+    if array.dtype.kind == "V" and hasattr(ml_dtypes, name):
+        dtype = dtype_of(name)
+        if dtype.itemsize == array.dtype.itemsize and dtype != array.dtype:
+            return array.view(dtype)
+    return array
 
 
 # --- reading -------------------------------------------------------------------------------------
 
 
-def read_npz(path: Path, dtypes: Mapping[str, str] | None = None) -> dict[str, Array]:
+def read_arrays(path: Path) -> dict[str, Array]:
     """Return the arrays of an npz file by name, in the order they stand in it.
 
     Args:
-        path: Written by `write_npz`, ``np.savez`` or ``np.savez_compressed``.
-        dtypes: Name of an array -> name of the dtype that is expected. Used only to give opaque
-            bytes their dtype back; nothing is converted.
+        path: Written by `write_arrays`, ``np.savez`` or ``np.savez_compressed``. Types that numpy
+            does not know are opaque bytes: see `typed`.
 
     Raises:
         InputError: ``no-such-file``; ``not-npz``; ``damaged-npz`` where it is cut short or
             contradicts itself; ``pickled-array``; ``duplicate-array``.
     """
-    expected = dtypes or {}
     with _opened(path) as archive:
         arrays: dict[str, Array] = {}
         for member in archive.infolist():
@@ -123,7 +134,7 @@ def read_npz(path: Path, dtypes: Mapping[str, str] | None = None) -> dict[str, A
                 raise _fault(path, "damaged-npz", words) from error
             except NotImplementedError as error:  # a compression that this Python lacks
                 raise _fault(path, "not-npz", f"the array `{name}`: {error}") from error
-            arrays[name] = _typed(array, expected.get(name))
+            arrays[name] = array.astype(array.dtype.newbyteorder("="), copy=False)
     return arrays
 
 
@@ -167,17 +178,6 @@ def _array(path: Path, name: str, archive: zipfile.ZipFile, member: zipfile.ZipI
     return array
 
 
-def _typed(array: Array, expected: str | None) -> Array:
-    """Return ``array`` in this machine's byte order, and opaque bytes in the dtype they are."""
-    if array.dtype.byteorder == ">":
-        return array.astype(array.dtype.newbyteorder("="))
-    if array.dtype.kind == "V" and expected is not None and hasattr(ml_dtypes, expected):
-        dtype = dtype_of(expected)
-        if dtype.itemsize == array.dtype.itemsize:
-            return array.view(dtype)
-    return array
-
-
 def _fault(path: Path, code: str, problem: str) -> InputError:
     todo = "write it with np.savez(file, **{name: array}), arrays of numbers, bools or text"
     return InputError(Diagnostic(code, f"`{path}` is not taken: {problem}", todo))
@@ -186,7 +186,7 @@ def _fault(path: Path, code: str, problem: str) -> InputError:
 # --- writing -------------------------------------------------------------------------------------
 
 
-def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
+def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
     """Write ``arrays``, in their order, to an npz file; it is there whole or not at all.
 
     Args:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from optc.optimizer.arrays import dtype_name, dtype_of, read_npz, write_npz
+from optc.optimizer.arrays import dtype_name, dtype_of, read_arrays, typed, write_arrays
 from optc.specs.diagnostic import EnvironmentFault, InputError
 
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
@@ -37,7 +37,7 @@ def zipped(path: Path, **members: bytes) -> Path:
 
 def code_of(path: Path) -> str:
     with pytest.raises(InputError) as caught:
-        read_npz(path)
+        read_arrays(path)
     return caught.value.diagnostics[0].code
 
 
@@ -48,8 +48,8 @@ def code_of(path: Path) -> str:
 @given(names=st.lists(NAMES, unique=True, max_size=5))
 def test_any_name_comes_back_in_its_place(tmp_path: Path, names: list[str]) -> None:
     arrays = {name: np.array(index) for index, name in enumerate(names)}
-    write_npz(tmp_path / "a.npz", arrays)
-    found = read_npz(tmp_path / "a.npz")
+    write_arrays(tmp_path / "a.npz", arrays)
+    found = read_arrays(tmp_path / "a.npz")
     assert list(found) == names
     assert all(found[name] == arrays[name] for name in names)
     with np.load(tmp_path / "a.npz") as by_numpy:
@@ -60,15 +60,15 @@ def test_any_name_comes_back_in_its_place(tmp_path: Path, names: list[str]) -> N
 def test_a_name_that_looks_like_a_path_makes_no_file(tmp_path: Path, name: str) -> None:
     inner = tmp_path / "one" / "two"
     inner.mkdir(parents=True)
-    write_npz(inner / "a.npz", {name: np.ones(2)})
-    assert list(read_npz(inner / "a.npz")) == [name]
+    write_arrays(inner / "a.npz", {name: np.ones(2)})
+    assert list(read_arrays(inner / "a.npz")) == [name]
     assert [p.name for p in tmp_path.rglob("*")] == ["one", "two", "a.npz"]
 
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 70_000, "\ud800"])
 def test_a_name_that_zip_cannot_hold_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError) as caught:
-        write_npz(tmp_path / "a.npz", {name: np.ones(2)})
+        write_arrays(tmp_path / "a.npz", {name: np.ones(2)})
     assert caught.value.diagnostics[0].code == "cannot-write-npz"
     assert os.listdir(tmp_path) == []
 
@@ -89,8 +89,8 @@ def test_a_name_that_zip_cannot_hold_is_refused(tmp_path: Path, name: str) -> No
     ],
 )
 def test_arrays_come_back_as_they_were(tmp_path: Path, array: np.ndarray[Any, Any]) -> None:
-    write_npz(tmp_path / "a.npz", {"x": array})
-    found = read_npz(tmp_path / "a.npz")["x"]
+    write_arrays(tmp_path / "a.npz", {"x": array})
+    found = read_arrays(tmp_path / "a.npz")["x"]
     assert (found.dtype, found.shape) == (array.dtype, array.shape)
     np.testing.assert_array_equal(found, array)
 
@@ -100,33 +100,33 @@ def test_types_numpy_does_not_know_come_back_where_they_are_named(
     tmp_path: Path, name: str
 ) -> None:
     array = np.array([1, 3], getattr(ml_dtypes, name))
-    write_npz(tmp_path / "a.npz", {"x": array})
-    assert read_npz(tmp_path / "a.npz")["x"].dtype.kind == "V"
-    found = read_npz(tmp_path / "a.npz", {"x": name})["x"]
+    write_arrays(tmp_path / "a.npz", {"x": array})
+    assert read_arrays(tmp_path / "a.npz")["x"].dtype.kind == "V"
+    found = typed(read_arrays(tmp_path / "a.npz")["x"], name)
     assert found.dtype == array.dtype
     assert (found == array).all()
 
 
 def test_opaque_bytes_of_another_width_are_not_given_a_dtype(tmp_path: Path) -> None:
-    write_npz(tmp_path / "a.npz", {"x": np.zeros(2, "V4")})
-    assert read_npz(tmp_path / "a.npz", {"x": "bfloat16"})["x"].dtype == np.dtype("V4")
+    write_arrays(tmp_path / "a.npz", {"x": np.zeros(2, "V4")})
+    assert typed(read_arrays(tmp_path / "a.npz")["x"], "bfloat16").dtype == np.dtype("V4")
 
 
 def test_python_text_becomes_numpy_text(tmp_path: Path) -> None:
-    write_npz(tmp_path / "a.npz", {"x": np.array(["a", "bc"], object)})
-    np.testing.assert_array_equal(read_npz(tmp_path / "a.npz")["x"], ["a", "bc"])
+    write_arrays(tmp_path / "a.npz", {"x": np.array(["a", "bc"], object)})
+    np.testing.assert_array_equal(read_arrays(tmp_path / "a.npz")["x"], ["a", "bc"])
 
 
 @pytest.mark.parametrize("item", [b"bytes", 1, None, "ends in NUL\0"])
 def test_other_objects_are_not_written(tmp_path: Path, item: object) -> None:
     with pytest.raises(InputError):
-        write_npz(tmp_path / "a.npz", {"x": np.array([item], object)})
+        write_arrays(tmp_path / "a.npz", {"x": np.array([item], object)})
     assert os.listdir(tmp_path) == []
 
 
 def test_other_byte_orders_and_compression_are_read(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "a.npz", x=np.array([1, 2], ">i4"))
-    found = read_npz(tmp_path / "a.npz")["x"]
+    found = read_arrays(tmp_path / "a.npz")["x"]
     assert found.dtype == np.int32
     assert found.tolist() == [1, 2]
 
@@ -194,7 +194,7 @@ def test_no_changed_byte_makes_a_traceback(tmp_path: Path, at: int, byte: int) -
     data[at % len(data)] = byte
     path.write_bytes(data)
     try:
-        found = read_npz(path)
+        found = read_arrays(path)
     except InputError:
         return  # which of the errors depends on the byte
     assert all(isinstance(array, np.ndarray) for array in found.values())
@@ -211,30 +211,30 @@ def test_no_header_makes_a_traceback(tmp_path: Path, header: bytes) -> None:
 
 
 def test_the_old_file_stays_where_writing_fails(tmp_path: Path) -> None:
-    write_npz(tmp_path / "a.npz", {"x": np.ones(1)})
+    write_arrays(tmp_path / "a.npz", {"x": np.ones(1)})
     with pytest.raises(InputError):
-        write_npz(tmp_path / "a.npz", {"x": np.zeros(1), "y": np.array([None])})
-    assert read_npz(tmp_path / "a.npz")["x"] == 1
+        write_arrays(tmp_path / "a.npz", {"x": np.zeros(1), "y": np.array([None])})
+    assert read_arrays(tmp_path / "a.npz")["x"] == 1
     assert os.listdir(tmp_path) == ["a.npz"]
 
 
 def test_a_device_is_written_to_and_not_replaced() -> None:
-    write_npz(Path("/dev/null"), {"x": np.ones(1)})
+    write_arrays(Path("/dev/null"), {"x": np.ones(1)})
     assert not Path("/dev/null").is_file()
     with pytest.raises(EnvironmentFault) as caught:
-        write_npz(Path("/dev/full"), {"x": np.ones(1)})
+        write_arrays(Path("/dev/full"), {"x": np.ones(1)})
     assert caught.value.diagnostics[0].code == "disk-full"
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("a.npz")
-    write_npz(tmp_path / "link", {"x": np.ones(1)})
+    write_arrays(tmp_path / "link", {"x": np.ones(1)})
     assert (tmp_path / "link").is_symlink()
-    assert list(read_npz(tmp_path / "a.npz")) == ["x"]
+    assert list(read_arrays(tmp_path / "a.npz")) == ["x"]
 
 
 def test_a_folder_and_a_missing_folder_are_said_so(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none" / "a.npz"):
         with pytest.raises(InputError) as caught:
-            write_npz(path, {"x": np.ones(1)})
+            write_arrays(path, {"x": np.ones(1)})
         assert caught.value.diagnostics[0].code == "cannot-write-npz"
