@@ -417,12 +417,20 @@ def _without_common_factor(dividend: Dim, divisor: Expression) -> tuple[Dim, Dim
 
 
 def _extreme(dims: Iterable[Dim], *, least: bool) -> Dim:
-    kind = Least if least else Greatest
+    kind, opposite = (Least, Greatest) if least else (Greatest, Least)
     pick: Callable[[int, int], int] = min if least else max
     flat: list[Dim] = []
     for dim in dims:
         inner = _lone_atom(dim)
         flat.extend(inner.of if isinstance(inner, kind) else (dim,))
+    # min(a, max(a, b)) is a.
+    given = set(flat)
+    absorbed = (_lone_atom(dim) for dim in flat)
+    flat = [
+        dim
+        for dim, inner in zip(flat, absorbed, strict=True)
+        if not (isinstance(inner, opposite) and inner.of & given)
+    ]
     # Of extents that differ by a constant only one counts: group by what is not constant.
     best: dict[Dim, int] = {}
     for dim in flat:

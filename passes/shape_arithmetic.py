@@ -282,6 +282,7 @@ _UNARY_NUMBERS: dict[str, Callable[[Array], Array]] = {
     "Ceil": np.ceil,
     "Round": np.round,
     "Sqrt": np.sqrt,
+    "Reciprocal": np.reciprocal,
     "Not": np.logical_not,
     "Sign": np.sign,
 }

@@ -37,6 +37,13 @@ def _settled(elements: Array, dtype: DType | None) -> Array | None:
     return settled(elements, dtype)
 
 
+def _taken(value: Array, taken: Any, dtype: DType | None) -> Array | None:
+    """Return what was taken from ``value`` as an array: numpy unwraps a single element."""
+    if not isinstance(taken, np.ndarray):
+        taken = np.full((), taken, value.dtype)
+    return _settled(taken, dtype)
+
+
 @rule("Identity")
 def _identity(call: Call) -> Fact:
     fact = call.fact(0)
@@ -268,7 +275,7 @@ def _position(symbols: Symbols, limit: Dim, index: Dim, extent: Dim) -> Dim | No
     if low >= 0:
         return symbols.minimum(index, limit)
     if high < 0:
-        return symbols.minimum(symbols.maximum(index + extent, 0), limit)
+        return symbols.maximum(index + extent, 0)
     # Like ``extent - 7``: from the back only where the axis is shorter than that; then clamped.
     return None
 
@@ -322,9 +329,7 @@ def _gather(call: Call) -> Fact:
     if np.any((indices < -value.shape[axis]) | (indices >= value.shape[axis])):
         raise Unknown
     taken = np.take(value, indices, axis)
-    if not isinstance(taken, np.ndarray):  # one object, which numpy unwraps
-        taken = _array([taken], ())
-    return Fact(call.dtype(0), result, _settled(taken, call.dtype(0)))
+    return Fact(call.dtype(0), result, _taken(value, taken, call.dtype(0)))
 
 
 @rule("GatherElements")
@@ -352,9 +357,7 @@ def _gather_nd(call: Call) -> Fact:
     if batch or value is None or indices is None or indices.dtype == object:
         return Fact(call.dtype(0), result)
     taken = value[tuple(np.moveaxis(indices, -1, 0))]
-    if not isinstance(taken, np.ndarray):
-        taken = _array([taken], ())
-    return Fact(call.dtype(0), result, _settled(taken, call.dtype(0)))
+    return Fact(call.dtype(0), result, _taken(value, taken, call.dtype(0)))
 
 
 @rule("ScatterND")
@@ -597,6 +600,10 @@ def _sequence_at(call: Call) -> Fact:
     return Fact(fact.dtype, fact.dims)
 
 
+_EXACT_REDUCTIONS: dict[str, Any] = {"ReduceMax": np.max, "ReduceMin": np.min}
+_REDUCED = ("ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd")
+
+
 def _reduced_axes(call: Call, rank: int) -> list[int] | None:
     """Return the axes a reduction removes; None where they are known only at run time."""
     axes = call.fixed(1, "axes")
@@ -622,16 +629,17 @@ def _reduce(call: Call) -> Fact:
     )
     value = call.value(0)
     shape = followed(result, dtype)
-    if value is None or shape is None or dtype is None or dtype.kind not in "iu" or not axes:
+    if value is None or shape is None or dtype is None or not axes or 0 in value.shape:
         return Fact(dtype, result)
-    if call.op not in ("ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd"):
+    exact = _EXACT_REDUCTIONS.get(call.op)
+    if exact is not None and value.dtype != object:
+        return Fact(dtype, result, np.asarray(exact(value, axis=tuple(axes), keepdims=keep), dtype))
+    if call.op not in _REDUCED or dtype.kind not in "iu":
         return Fact(dtype, result)
     others = [axis for axis in range(len(dims)) if axis not in axes]
     rows = objects(value).transpose([*others, *axes])
-    rows = rows.reshape(math.prod(rows.shape[: len(others)]), -1) if rows.size else rows[:0]
+    rows = rows.reshape(math.prod(rows.shape[: len(others)]), -1)
     reduced = [_reduction(call, row, index if shape else "") for index, row in enumerate(rows)]
-    if len(reduced) != math.prod(shape):
-        return Fact(dtype, result)
     return Fact(dtype, result, settled(_array(reduced, shape), dtype))
 
 

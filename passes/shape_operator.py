@@ -21,7 +21,7 @@ _INT32 = np.dtype(np.int32)
 @rule(
     *("Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cos", "Cosh", "Sin", "Sinh", "Tan"),
     *("Tanh", "Celu", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu"),
-    *("Log", "Mish", "PRelu", "Reciprocal", "Relu", "Selu", "Shrink", "Sigmoid", "Softplus"),
+    *("Log", "Mish", "PRelu", "Relu", "Selu", "Shrink", "Sigmoid", "Softplus"),
     *("Softsign", "Swish", "ThresholdedRelu", "Hardmax", "LogSoftmax", "Softmax"),
     *("InstanceNormalization", "GroupNormalization", "LRN", "LpNormalization"),
     *("MeanVarianceNormalization", "RMSNormalization", "ReverseSequence", "CumProd"),

@@ -119,6 +119,8 @@ def test_a_constant_expression_is_an_int(pair: tuple[Dim, dict[str, int]]) -> No
         (minimum(X + 1, X), X),
         (maximum(X, maximum(Y, 3), 5), maximum(Y, X, 5)),
         (minimum(3, 5), 3),
+        (minimum(X, maximum(X, Y)), X),
+        (maximum(minimum(X, 9), X), X),
         (X - X, 0),
         (0 * X, 0),
         (total([X, 2, Y, -X]), Y + 2),
