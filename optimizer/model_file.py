@@ -65,7 +65,7 @@ OPSET_FOR_NEW_NODES = 17
 LARGEST_MESSAGE = 2**31 - 1
 """Bytes of the largest file that protobuf reads."""
 
-MOST_NODES = 1_000_000
+MOST_NODES = 200_000
 """Inlining its functions may make a small file as large as it likes; this is where it ends."""
 
 
@@ -154,7 +154,7 @@ def load_graph(file: ModelFile, inputs: Mapping[str, InputShape] | None = None) 
     graph = import_model(model, file.folder)
     if not graph.outputs:
         raise _fault("no-outputs", "the model has no outputs, so there is nothing to compute")
-    _import_all_domains(graph)
+    _import_used_domains(graph)
     _check(graph)
     shapes = {name: tuple(i.shape) for name, i in inputs.items()} if inputs is not None else None
     _give_shapes(graph, shapes)
@@ -305,9 +305,11 @@ class _Inspection:
         where = f"an attribute of the node `{_text(node.name) or _text(node.op_type)}`"
         for attr in node.attribute:
             self.names((attr.name,), "an attribute")
-            if attr.HasField("t"):
+            if attr.ref_attr_name:  # stands for an attribute of the call of a function
+                continue
+            if attr.HasField("t") or attr.type == AttributeProto.TENSOR:
                 self.tensor(attr.t, where)
-            if attr.HasField("sparse_tensor"):
+            if attr.HasField("sparse_tensor") or attr.type == AttributeProto.SPARSE_TENSOR:
                 self.sparse(attr.sparse_tensor, where)
             if attr.HasField("g"):
                 yield attr.g
@@ -319,7 +321,6 @@ class _Inspection:
             if (
                 node.op_type == "Constant"
                 and node.domain in DEFAULT_DOMAINS
-                and not attr.ref_attr_name
                 and CONSTANT_ATTRIBUTES.get(attr.name) != attr.type
             ):
                 self.add("damaged-model", f"{where} (Constant) is no value")
@@ -540,6 +541,8 @@ class _ExternalFiles:
 # --- functions -----------------------------------------------------------------------------------
 
 FunctionId = tuple[str, str, str]
+MAIN: FunctionId = ("", "", "")
+"""Stands for the graph of the model, among its functions."""
 
 
 def _without_functions(model: ModelProto) -> ModelProto:
@@ -561,9 +564,9 @@ def _without_functions(model: ModelProto) -> ModelProto:
 def _check_functions(model: ModelProto) -> None:
     """Refuse functions that call themselves, or that make a model without end once inlined."""
     functions = {_id(function): function for function in model.functions}
-    own_nodes: dict[FunctionId | None, int] = {}
+    own_nodes: dict[FunctionId, int] = {}
     calls = nx.DiGraph()
-    for caller, part in [(None, model.graph), *functions.items()]:
+    for caller, part in [(MAIN, model.graph), *functions.items()]:
         called = [(n.domain, n.op_type, n.overload) for n in nodes_of(cast(GraphProto, part))]
         own_nodes[caller] = len(called)
         calls.add_node(caller)
@@ -580,15 +583,15 @@ def _check_functions(model: ModelProto) -> None:
         ) from None
     if nx.dag_longest_path_length(calls, weight=None) > MAX_BODY_DEPTH:
         raise _fault("nesting", f"functions call each other more than {MAX_BODY_DEPTH} deep")
-    nodes: dict[FunctionId | None, int] = {}
+    nodes: dict[FunctionId, int] = {}
     for caller in reversed(order):
         inlined = sum(e["times"] * nodes[callee] for _, callee, e in calls.out_edges(caller, True))
         nodes[caller] = own_nodes[caller] + inlined
-    if nodes[None] > MOST_NODES:
+    if nodes[MAIN] > MOST_NODES:
         raise _fault(
             "model-too-large",
-            f"the model has {nodes[None]} nodes once its functions are inlined, optc takes "
-            f"{MOST_NODES}",
+            f"the model has {nodes[MAIN]:,} nodes once its functions are inlined, optc takes "
+            f"{MOST_NODES:,}",
         )
 
 
@@ -622,16 +625,24 @@ def _empty(name: str, data_type: int) -> TensorProto:
 # --- the graph -----------------------------------------------------------------------------------
 
 
-def _import_all_domains(graph: gs.Graph) -> None:
-    """Import the domains that are used without: ONNX Runtime takes such models too."""
-    imported = {entry.domain for entry in graph.import_domains}
-    used = {node.domain or "" for node in all_nodes(graph)} - imported
-    if not imported & set(DEFAULT_DOMAINS):
+def _import_used_domains(graph: gs.Graph) -> None:
+    """Import the domains that nodes are of, and no others.
+
+    ONNX Runtime takes a model that lacks the import of a domain it knows; inlined functions leave
+    imports behind.
+    """
+    imported = {
+        "" if entry.domain in DEFAULT_DOMAINS else entry.domain: entry.version
+        for entry in graph.import_domains
+    }
+    used = {node.domain or "" for node in all_nodes(graph)}
+    if "" not in imported:
         if "" in used:
             raise _fault("unsupported-opset", "the model does not say of which opset its nodes are")
-        graph.opset = OPSET_FOR_NEW_NODES
-        graph.import_domains.append(helper.make_opsetid("", graph.opset))
-    graph.import_domains += [helper.make_opsetid(domain, 1) for domain in sorted(used) if domain]
+        imported[""] = graph.opset = OPSET_FOR_NEW_NODES
+    graph.import_domains = [
+        helper.make_opsetid(domain, imported.get(domain, 1)) for domain in sorted(used | {""})
+    ]
 
 
 def _check(graph: gs.Graph) -> None:

@@ -249,6 +249,8 @@ class _Importer:
 
     def attribute(self, attr: AttributeProto, scope: dict[str, gs.Tensor], depth: int) -> Any:
         match attr.type:
+            case _ if attr.ref_attr_name:  # has a meaning in functions only: onnx's checker says so
+                return attr
             case AttributeProto.FLOAT:
                 return attr.f
             case AttributeProto.INT:
@@ -463,11 +465,15 @@ def _plain_attribute(name: str, value: Any, node: gs.Node) -> AttributeProto:
 
 
 def _declared_type(node: gs.Node, attribute: str) -> int:
+    """Return the type of an attribute that is a list, from the schema of the op."""
     if not onnx.defs.has(node.op, node.domain or ""):
         return int(AttributeProto.INTS)
     schema = onnx.defs.get_schema(node.op, domain=node.domain or "")
     declared = schema.attributes.get(attribute)
-    return int(AttributeProto.INTS) if declared is None else int(cast(Any, declared.type).value)
+    kind = None if declared is None else int(cast(Any, declared.type).value)
+    if kind in (AttributeProto.FLOATS, AttributeProto.STRINGS):
+        return kind
+    return int(AttributeProto.INTS)  # also where it is no list: the checker then says so
 
 
 def _write_values(stored: Any, tensor: TensorProto) -> None:
@@ -704,6 +710,24 @@ def kept_names(graph: gs.Graph, points: Iterable[str] = ()) -> frozenset[str]:
     for part in (graph, *all_bodies(graph)):
         names.update(t.name for t in part.outputs)
     return frozenset(names)
+
+
+def finish(graph: gs.Graph) -> None:
+    """Give every output of ``graph`` that became a constant a node that makes it.
+
+    A stage owns nodes, so what no node makes would be in no stage.
+    """
+    names = Names(graph)
+    for index, tensor in enumerate(graph.outputs):
+        if not isinstance(tensor, gs.Constant):
+            continue
+        output = gs.Variable(tensor.name, tensor.dtype, list(tensor.shape))
+        tensor.name = names.fresh(f"{output.name}_value")
+        node = gs.Node("Identity", names.fresh(f"{output.name}_out"), domain="")
+        node.inputs.append(tensor)
+        node.outputs.append(output)
+        graph.nodes.append(node)
+        graph.outputs[index] = output
 
 
 class Names:
