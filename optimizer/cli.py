@@ -1,0 +1,455 @@
+"""The command line: arguments in, results on stdout, everything else on stderr, an exit code.
+
+It imports nothing heavy: each command loads what it runs. What a command does stands elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from optc.specs.diagnostic import Diagnostic, InputError, OptcError
+
+EXIT_CODES = """Exit codes: 0 done, and all that was asked for holds; 1 optc, its environment or a
+build failed; 2 the spec, the model, an argument or an input is at fault; 3 a verification or gate
+was not met; 130 stopped by Ctrl-C."""
+
+app = typer.Typer(
+    help=f"Compile ONNX models to TensorRT engines and the runtime around them, as a spec asks.\n\n"
+    f"{EXIT_CODES}",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Device(StrEnum):
+    """Where a package runs."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+SpecArgument = Annotated[
+    Path, typer.Argument(metavar="SPEC", help="The spec file: what to compile, and how.")
+]
+PackageArgument = Annotated[
+    Path, typer.Argument(metavar="DIR", help="A package, as `optc compile` writes it.")
+]
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")
+]
+TargetOption = Annotated[
+    list[str] | None,
+    typer.Option("--target", metavar="NAME", help="Only this target of the spec; may be repeated."),
+]
+DisableOption = Annotated[
+    list[str] | None,
+    typer.Option("--disable", metavar="PASS", help="A pass not to run; may be repeated."),
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from optc import __version__
+
+        print(f"optc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("compile")
+def compile_(
+    specs: Annotated[
+        list[Path], typer.Argument(metavar="SPEC...", help="Spec files: what to compile, and how.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="DIR",
+            help="Where the package goes; with several specs, the folder of their packages.  "
+            "[default: build/<spec name>]",
+        ),
+    ] = None,
+    target: TargetOption = None,
+    dump_after: Annotated[
+        str | None,
+        typer.Option(
+            "--dump-after",
+            metavar="PASS",
+            help="Save the graph after each run of this pass that changed it, beside the package in "
+            "<DIR>.dump; `all` for every pass.",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compile the model of each SPEC to a package that runs.
+
+    Writes engines, the stages as ONNX, manifest and report; then holds the package against the
+    original model where the spec has `verify:` (else one quick run), and against `gate:`.
+    """
+    from optc.optimizer.compile import compile_package
+
+    results: list[dict[str, Any]] = []
+    codes: list[int] = []
+    for spec, folder in _with_outputs(specs, output):
+
+        def one(spec: Path = spec, folder: Path = folder) -> None:
+            from optc.optimizer.progress import progress
+
+            with progress(str(spec)) as shown:
+                outcome = compile_package(
+                    spec, folder, targets=target or (), dump_after=dump_after, progress=shown
+                )
+            results.append(outcome.as_json())
+            if not as_json:
+                outcome.print()
+            _tell(outcome.diagnostics)
+            codes.append(outcome.exit_code)
+
+        code, problems = _attempt(one)
+        if problems:
+            codes.append(code)
+            results.append(_failure(spec, problems))
+    if as_json:
+        _print_json(results[0] if len(results) == 1 else {"results": results})
+    raise typer.Exit(_worst(codes))
+
+
+@app.command()
+def plan(
+    spec: SpecArgument,
+    target: TargetOption = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="Build no engine on trial; what no build confirmed is `unconfirmed`."
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what compiling SPEC would do, stage by stage, and why. Writes nothing.
+
+    Engines are built on trial, as only a build can tell what TensorRT takes; what it said is kept
+    in optc's cache, so that asking again is fast.
+    """
+
+    def one() -> None:
+        from optc.optimizer.compile import plan_package
+        from optc.optimizer.progress import progress
+
+        with progress(str(spec)) as shown:
+            planned = plan_package(spec, targets=target or (), build=not quick, progress=shown)
+        if as_json:
+            _print_json(planned.as_json())
+        else:
+            planned.print()
+        _tell(planned.diagnostics)
+
+    _run(one, spec if as_json else None)
+
+
+@app.command()
+def run(
+    folder: PackageArgument,
+    inputs: Annotated[
+        Path, typer.Option("--inputs", metavar="IN.npz", help="One array an input, by its name.")
+    ],
+    outputs: Annotated[
+        Path, typer.Option("--outputs", metavar="OUT.npz", help="Where the outputs go.")
+    ],
+    device: Annotated[
+        Device,
+        typer.Option(
+            help="`auto`: engines where this machine has the target's GPU, else each stage's ONNX on "
+            "ONNX Runtime."
+        ),
+    ] = Device.auto,
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="NAME", help="Which target's stages to run.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a package on the arrays of an npz file.
+
+    Says for each stage where it ran.
+    """
+
+    def one() -> None:
+        from optc.optimizer.arrays import read_arrays, write_arrays
+        from optc.optimizer.runtime import load
+
+        package = load(folder)
+        results = package.run(read_arrays(inputs), target=target, device=device.value)
+        write_arrays(outputs, results)
+        report = package.last_run
+        assert report is not None, "run() leaves a report"
+        if as_json:
+            _print_json({**report.as_json(), "outputs": str(outputs)})
+        else:
+            print(report.render())
+            print(f"outputs: {outputs}")
+
+    _run(one, folder if as_json else None)
+
+
+@app.command()
+def verify(
+    folder: PackageArgument,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model",
+            metavar="PATH",
+            help="The original model.  [default: where the spec found it]",
+        ),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data", metavar="GLOB", help="npz files of inputs to verify with; may be repeated."
+        ),
+    ] = None,
+    atol: Annotated[
+        float | None, typer.Option(help="Absolute tolerance.  [default: the spec's, else 1e-4]")
+    ] = None,
+    rtol: Annotated[
+        float | None, typer.Option(help="Relative tolerance.  [default: the spec's, else 1e-4]")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Hold a package against the original model, output by output.
+
+    Runs both at the least, best and largest shapes of every optimisation profile on made-up input,
+    and on your data. What differs no more than the original model does when its own rounding is
+    stirred is reported as such and does not fail.
+    """
+
+    def one() -> None:
+        from optc.optimizer.compile import verify_package
+        from optc.optimizer.progress import progress
+
+        with progress(str(folder)) as shown:
+            verification = verify_package(
+                folder, model=model, data=data, atol=atol, rtol=rtol, progress=shown
+            )
+        if as_json:
+            _print_json(verification.as_json())
+        else:
+            print(verification.render())
+        _tell(verification.diagnostics)
+        raise typer.Exit(verification.exit_code)
+
+    _run(one, folder if as_json else None)
+
+
+@app.command()
+def optimize(
+    model: ModelArgument,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="OUT", help="Where the optimised model goes.")
+    ],
+    disable: DisableOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the graph passes alone on MODEL. No spec, no TensorRT."""
+
+    def one() -> None:
+        from optc.optimizer.optimize import optimize_file
+
+        report = optimize_file(model, output, disable=disable or ())
+        if as_json:
+            _print_json(report.as_json())
+        else:
+            print(report.render())
+
+    _run(one, model if as_json else None)
+
+
+@app.command()
+def passes(as_json: JsonOption = False) -> None:
+    """List the passes in running order, with what each does."""
+
+    def one() -> None:
+        from optc.passes import registry
+
+        found = [registry.load(name) for name in registry.names()]
+        if as_json:
+            _print_json(
+                [
+                    {
+                        "name": each.name,
+                        "group": each.group,
+                        "exactness": each.exactness,
+                        "summary": each.summary(),
+                    }
+                    for each in found
+                ]
+            )
+            return
+        width = max(len(each.name) for each in found)
+        for each in found:
+            print(f"{each.name:<{width}}  {each.summary()}")
+
+    _run(one)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a spec, for editors and for programs that write specs."""
+
+    def one() -> None:
+        from optc.specs.compile_spec import json_schema
+
+        _print_json(json_schema())
+
+    _run(one)
+
+
+@app.command()
+def init(
+    model: ModelArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="Where the spec goes.  [default: stdout]"
+        ),
+    ] = None,
+) -> None:
+    """Write a spec to start from, with the inputs and dynamic axes that MODEL really has."""
+
+    def one() -> None:
+        from optc.optimizer.init import starter
+
+        text = starter(model, beside=output)
+        if output is None:
+            print(text, end="")
+            return
+        try:
+            with output.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError as error:
+            raise InputError(
+                Diagnostic(
+                    "file-exists", f"`{output}` is there already", "choose another name with `-o`"
+                )
+            ) from error
+        print(f"wrote {output}; next: optc compile {output}")
+
+    _run(one)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Say what this machine can build and run."""
+
+    def one() -> None:
+        from optc.optimizer.doctor import examine
+
+        report = examine()
+        if as_json:
+            _print_json(report.as_json())
+        else:
+            print(report.render())
+
+    _run(one)
+
+
+# --- how a command ends --------------------------------------------------------------------------
+
+
+def _with_outputs(specs: Sequence[Path], output: Path | None) -> list[tuple[Path, Path]]:
+    """Return each spec with the folder of its package."""
+    if output is not None and len(specs) == 1:
+        return [(specs[0], output)]
+    base = output or Path("build")
+    folders = [base / spec.stem for spec in specs]
+    twice = {folder for folder in folders if folders.count(folder) > 1}
+    if twice:
+        names = ", ".join(f"`{s}`" for s, f in zip(specs, folders, strict=True) if f in twice)
+        _end(
+            InputError(
+                Diagnostic(
+                    "same-output",
+                    f"{names} would be written to one folder, `{min(twice)}`",
+                    "compile them one by one with `-o`, or give the spec files names of their own",
+                )
+            )
+        )
+    return list(zip(specs, folders, strict=True))
+
+
+def _attempt(action: Callable[[], None]) -> tuple[int, tuple[Diagnostic, ...]]:
+    """Run ``action``; return exit code and diagnostics where it raised one of our errors."""
+    try:
+        action()
+    except OptcError as error:
+        _tell(error.diagnostics)
+        return error.exit_code, error.diagnostics
+    except KeyboardInterrupt:  # typer would make an exit code of 1 of it
+        print("stopped", file=sys.stderr)
+        raise typer.Exit(130) from None
+    return 0, ()
+
+
+def _run(action: Callable[[], None], json_for: Path | None = None) -> None:
+    """Run ``action`` and exit as its error asks; with ``json_for`` the error is told as JSON too."""
+    code, problems = _attempt(action)
+    if problems and json_for is not None:
+        _print_json(_failure(json_for, problems))
+    if code:
+        raise typer.Exit(code)
+
+
+def _failure(what: Path, problems: Sequence[Diagnostic]) -> dict[str, Any]:
+    return {"ok": False, "input": str(what), "diagnostics": [p.as_json() for p in problems]}
+
+
+def _worst(codes: Sequence[int]) -> int:
+    """Return the code of several: a failure of ours weighs more than the user's, that than a gate."""
+    return next((code for code in (1, 2, 3) if code in codes), 0)
+
+
+def _tell(problems: Sequence[Diagnostic]) -> None:
+    for problem in problems:
+        print(problem.render(), file=sys.stderr)
+
+
+def _print_json(document: Any) -> None:
+    json.dump(document, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write("\n")
+
+
+def _end(error: OptcError) -> NoReturn:
+    _tell(error.diagnostics)
+    raise typer.Exit(error.exit_code)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        app()
+    except BrokenPipeError:  # the reader of our output is gone, as `optc passes | head -1` does
+        sys.stderr.close()
+        sys.exit(1)

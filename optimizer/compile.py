@@ -1,0 +1,243 @@
+"""The way through: spec and model in, package out.
+
+    spec ─ check ─> CheckedSpec
+    model ─ load, run passes, infer shapes ─> Prepared
+        ─ ask the parser ─ split, build, blame, again ─> Decided
+        ─ write ─> package ─ hold against original and gate ─> Outcome
+
+`compile_package` reads like this picture; each arrow is a function of another file. `plan_package`
+is the same way into a folder that is thrown away.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_graphsurgeon as gs
+
+from optc.optimizer.builder import Workers
+from optc.optimizer.doctor import environment
+from optc.optimizer.engine import EngineBuilder
+from optc.optimizer.gate import check_gate
+from optc.optimizer.oracle import Oracle
+from optc.optimizer.package import PackageWriter, WeightStore, writing
+from optc.optimizer.partition import decide
+from optc.optimizer.prepare import Prepared, prepare
+from optc.optimizer.progress import Progress, Silent
+from optc.optimizer.record import Decided, manifest_of, path_of_stage, report_of, write_models
+from optc.optimizer.summary import Outcome, Planned
+from optc.passes import registry
+from optc.passes.graph import export_model
+from optc.passes.pipeline import AfterPass
+from optc.specs.check import CheckedSpec, check
+from optc.specs.compile_spec import Target
+from optc.specs.diagnostic import Diagnostic, InputError, nearest
+
+if TYPE_CHECKING:
+    from optc.optimizer.runtime import Package
+    from optc.optimizer.verify import Verification
+
+
+def compile_spec(
+    spec: str | Path, output: str | Path | None = None, *, targets: Sequence[str] = ()
+) -> Package:
+    """Compile the model that ``spec`` names, and return the package.
+
+    Args:
+        spec: Path of the spec file.
+        output: Folder of the package; ``build/<spec name>`` where it is not given. A package that
+            is there is replaced at once, when everything else is done.
+        targets: Names of targets of the spec to build for; all, where none is named.
+
+    Raises:
+        SpecError: With every problem of the spec.
+        ModelError: If the model cannot be read, or is damaged.
+        NotMetError: If ``verify:`` or ``gate:`` is not met. The package is written all the same, so
+            that it can be looked at.
+        OptcError: Any other of its children, each of which says what to do.
+    """
+    from optc.optimizer.runtime import load
+
+    folder = Path(output) if output is not None else Path("build") / Path(spec).stem
+    compile_package(Path(spec), folder, targets=targets).check()
+    return load(folder)
+
+
+def compile_package(
+    spec: Path,
+    folder: Path,
+    *,
+    targets: Sequence[str] = (),
+    dump_after: str | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Compile ``spec`` to a package in ``folder`` and return what came of it.
+
+    Raises:
+        OptcError: As `compile_spec`, except that what is not met is in the outcome.
+    """
+    start = time.perf_counter()
+    progress = progress or Silent()
+    progress.step("checking the spec")
+    checked = _checked(spec)
+    wanted = _targets(checked, targets)
+    after = _dump(folder, dump_after)
+    with writing(folder) as writer:
+        with Workers() as workers:
+            _start(workers, wanted)
+            prepared = prepare(checked, progress, after)
+            decided, engines = _decided(
+                prepared, wanted, workers, writer.weights, writer.folder, progress
+            )
+            progress.step("writing the package")
+            files, records = write_models(prepared, decided, engines, writer)
+            manifest = manifest_of(
+                prepared, decided, environment(workers), files=files, engines=records
+            )
+        outcome = Outcome(spec, folder, manifest, 0.0, notes=prepared.notes)
+        progress.step("running the package against the original")
+        _hold(prepared, outcome, writer, progress)
+        writer.write(manifest.report, report_of(prepared, decided, outcome.findings()))
+        outcome.manifest = writer.commit(manifest)
+    outcome.seconds = time.perf_counter() - start
+    return outcome
+
+
+def plan_package(
+    spec: Path,
+    *,
+    targets: Sequence[str] = (),
+    build: bool = True,
+    progress: Progress | None = None,
+) -> Planned:
+    """Return what compiling ``spec`` would decide. Nothing is written but the oracle's cache.
+
+    Args:
+        spec: Path of the spec file.
+        targets: Names of targets of the spec; all, where none is named.
+        build: Whether engines are built on trial; where not, they are marked unconfirmed.
+        progress: Told of what goes on.
+
+    Raises:
+        OptcError: As `compile_spec`.
+    """
+    progress = progress or Silent()
+    checked = _checked(spec)
+    wanted = _targets(checked, targets)
+    with tempfile.TemporaryDirectory(prefix="optc-plan-") as folder, Workers() as workers:
+        _start(workers, wanted)
+        prepared = prepare(checked, progress)
+        store = WeightStore(Path(folder))
+        decided, _ = _decided(
+            prepared, wanted, workers, store, Path(folder), progress, build=build
+        )
+        store.close()
+        files = {stage: path_of_stage(n, stage) for n, stage in enumerate(decided.stages)}
+        manifest = manifest_of(prepared, decided, environment(workers), files=files, engines={})
+    return Planned(manifest, notes=prepared.notes)
+
+
+def verify_package(
+    folder: Path,
+    *,
+    model: Path | None = None,
+    data: Sequence[str] | None = None,
+    atol: float | None = None,
+    rtol: float | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Hold the package in ``folder`` against its original model."""
+    raise AssertionError
+
+
+# --- the arrows ----------------------------------------------------------------------------------
+
+
+def _checked(spec: Path) -> CheckedSpec:
+    return check(spec, known_passes=registry.names)
+
+
+def _targets(checked: CheckedSpec, names: Sequence[str]) -> tuple[Target, ...]:
+    """Return the targets that are called ``names``, in the order of the spec; all without names."""
+    known = {target.name: target for target in checked.spec.targets}
+    problems = []
+    for name in names:
+        if name not in known:
+            guess = nearest(name, known)
+            problems.append(
+                Diagnostic(
+                    "unknown-target",
+                    f"`{checked.path}` has no target called `{name}`",
+                    f"write `{guess}`" if guess else f"write one of {', '.join(known)}",
+                )
+            )
+    if problems:
+        raise InputError(*problems)
+    return tuple(target for target in known.values() if not names or target.name in names)
+
+
+def _start(workers: Workers, targets: Sequence[Target]) -> None:
+    """Let TensorRT load in the background while the model is read and optimised."""
+    for backend in dict.fromkeys(target.backend for target in targets):
+        workers.start(backend)
+
+
+def _decided(
+    prepared: Prepared,
+    targets: Sequence[Target],
+    workers: Workers,
+    store: WeightStore,
+    folder: Path,
+    progress: Progress,
+    *,
+    build: bool = True,
+) -> tuple[Decided, EngineBuilder]:
+    """Ask the parser what it refuses, then split, build and blame until every engine builds."""
+    tf32 = prepared.checked.spec.precision.default == "tf32"
+    oracle = Oracle(workers)
+    engines = EngineBuilder(prepared.question, workers, oracle, store, folder, progress, tf32=tf32)
+    progress.step("asking TensorRT what it takes")
+    for backend in dict.fromkeys(target.backend for target in targets):
+        engines.ask_parser(backend)
+    progress.step("building engines")
+    plans, rounds = decide(
+        prepared.question, targets, engines.build if build else None, engines.blame
+    )
+    return Decided(plans, rounds), engines
+
+
+def _dump(folder: Path, wanted: str | None) -> AfterPass | None:
+    """Return what saves the graph after the pass called ``wanted``; ``all``: after every pass."""
+    if wanted is None:
+        return None
+    if wanted != "all" and wanted not in registry.names():
+        guess = nearest(wanted, registry.names())
+        raise InputError(
+            Diagnostic(
+                "unknown-pass",
+                f"there is no pass called `{wanted}`",
+                (f"write `{guess}`, or " if guess else "") + "see all of them with `optc passes`",
+            )
+        )
+    dumps = folder.parent / f"{folder.name}.dump"
+
+    def save(name: str, number: int, graph: gs.Graph) -> None:
+        if wanted in ("all", name):
+            dumps.mkdir(parents=True, exist_ok=True)
+            path = dumps / f"{number:03d}-{name}.onnx"
+            path.write_bytes(export_model(graph).SerializeToString())
+
+    return save
+
+
+def _hold(
+    prepared: Prepared, outcome: Outcome, writer: PackageWriter, progress: Progress
+) -> None:
+    """Hold the package, still in its staging folder, against the original model and the gate."""
+    checked = prepared.checked
+    if checked.spec.gate is not None:
+        outcome.unmet += check_gate(checked.spec.gate, outcome.manifest, checked.place)

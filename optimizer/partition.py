@@ -1,0 +1,378 @@
+"""Decides which nodes run in TensorRT, target by target, until every engine builds.
+
+A round: split the graph by what is known to be off TensorRT, take off what could not be built as it
+stands (an axis without a bound, a size that comes from outside, an engine too small to pay), build
+the rest, and take off what the builder blames. Nodes only move off, so it ends; the number of rounds
+is bounded, and past the bound what does not build goes to the fallback whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import onnx_graphsurgeon as gs
+
+from optc.optimizer.job import BuildFailure, BuildJob, BuildResult
+from optc.passes.graph import reads
+from optc.passes.split import Runtime, Stage, extract, split, why_not_whole
+from optc.passes.tensorrt_rule import shape_readers, why_not_its_types
+from optc.specs.compile_spec import Range, Target
+
+if TYPE_CHECKING:
+    from optc.passes.shape import Shapes
+
+MAX_ROUNDS = 16
+"""Rounds of building before what still fails goes to the fallback as a whole."""
+
+SMALLEST_SHARE = 1e-3
+"""An engine with no product of matrices and less than this share of the FLOPs does not pay."""
+
+PRODUCTS = frozenset(
+    {
+        "Attention",
+        "Conv",
+        "ConvTranspose",
+        "DeformConv",
+        "Einsum",
+        "GRU",
+        "Gemm",
+        "LSTM",
+        "MatMul",
+        "RNN",
+    }
+)
+
+Judge = Literal["rule", "parser", "builder", "spec"]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why a node is off TensorRT: who says so, and in whose words."""
+
+    by: Judge
+    text: str
+
+
+Off = dict[str, Refused]
+"""Name of a node -> why it is off TensorRT."""
+
+
+@dataclass(slots=True)
+class Plan:
+    """What was decided for one target.
+
+    Attributes:
+        target: The target.
+        off: Nodes off TensorRT.
+        stages: In running order.
+        engines: Stage -> how its build went; every TensorRT stage has one, unless ``confirmed`` is
+            false.
+        confirmed: Whether every engine was built.
+    """
+
+    target: Target
+    off: Off
+    stages: list[Stage] = field(default_factory=list)
+    engines: dict[Stage, BuildResult] = field(default_factory=dict)
+    confirmed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round of building, for the report.
+
+    Attributes:
+        target: Name of the target.
+        stages: How many stages the split had; engines, how many of them are engines.
+        built: Engines that built in this round.
+        blamed: Node -> why it was taken off after this round.
+    """
+
+    target: str
+    stages: int
+    engines: int
+    built: int
+    blamed: Mapping[str, str]
+
+
+Blame = Callable[[Stage, BuildFailure, Target], Off]
+"""Names the nodes of a stage that keep it from building; all of them where nothing can be told."""
+
+Build = Callable[[Sequence[tuple[Stage, Target]]], list[BuildResult]]
+
+
+@dataclass(slots=True)
+class Question:
+    """What partitioning starts from.
+
+    Attributes:
+        graph: The optimised graph, annotated.
+        shapes: Its shapes.
+        profiles: The optimisation profiles.
+        off: Nodes off TensorRT for every target: by rule, by the spec, by the parser.
+        points: Tensors where a stage must end.
+        flops: Node -> FLOPs.
+        fallback: Runtime of what is off TensorRT.
+    """
+
+    graph: gs.Graph
+    shapes: Shapes
+    profiles: Sequence[Mapping[str, Range]]
+    off: Off
+    points: frozenset[str]
+    flops: Mapping[str, int]
+    fallback: Runtime = "onnxruntime"
+    _nodes: dict[str, gs.Node] = field(default_factory=dict)
+    _tensors: dict[str, gs.Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._nodes = {node.name: node for node in self.graph.nodes}
+
+    def node(self, name: str) -> gs.Node:
+        """Return the node called ``name``."""
+        return self._nodes[name]
+
+    def nodes_of(self, stage: Stage) -> list[gs.Node]:
+        """Return the nodes of ``stage``, repeated ones too."""
+        return [self._nodes[name] for name in (*stage.nodes, *stage.repeated)]
+
+    def is_free(self, node: gs.Node) -> bool:
+        """Whether ``node`` makes nothing but sizes, all of them known in terms of symbols."""
+        for tensor in node.outputs:
+            value = self.shapes.value(tensor.name)
+            if value is None or any(element is None for element in value.flat):
+                return False
+        return bool(node.outputs)
+
+    def share(self, stage: Stage) -> float:
+        """Return the share of the FLOPs that ``stage`` owns."""
+        total = sum(self.flops.values())
+        return sum(self.flops.get(name, 0) for name in stage.nodes) / total if total else 0.0
+
+
+def by_rule(graph: gs.Graph) -> Off:
+    """Return the nodes whose types TensorRT does not have."""
+    return {
+        node.name: Refused("rule", reason)
+        for node in graph.nodes
+        if (reason := why_not_its_types(node))
+    }
+
+
+def decide(
+    question: Question, targets: Sequence[Target], build: Build | None, blame: Blame
+) -> tuple[list[Plan], list[Round]]:
+    """Return what runs where for each target, and the rounds it took.
+
+    Args:
+        question: What is known beforehand.
+        targets: What to build for.
+        build: Builds engines side by side; None: nothing is built and the plans are unconfirmed.
+        blame: Asked for each stage that did not build.
+    """
+    plans = [Plan(target, dict(question.off)) for target in targets]
+    rounds: list[Round] = []
+    for plan in plans:
+        plan.stages = settled_stages(question, plan.off)
+    if build is None:
+        return plans, rounds
+    for number in range(MAX_ROUNDS + 1):
+        open_jobs = [
+            (stage, plan)
+            for plan in plans
+            for stage in plan.stages
+            if stage.runtime == "tensorrt" and stage not in plan.engines
+        ]
+        if not open_jobs:
+            break
+        results = build([(stage, plan.target) for stage, plan in open_jobs])
+        blamed: dict[str, Off] = {}
+        for (stage, plan), result in zip(open_jobs, results, strict=True):
+            if result.failure is None:
+                plan.engines[stage] = result
+                continue
+            if number == MAX_ROUNDS:
+                text = f"no engine after {MAX_ROUNDS} rounds: {result.failure.text}"
+                found = {name: Refused("builder", text) for name in stage.nodes}
+            else:
+                found = blame(stage, result.failure, plan.target)
+            blamed.setdefault(plan.target.name, {}).update(found)
+        for plan in plans:
+            own = [result for (_, p), result in zip(open_jobs, results, strict=True) if p is plan]
+            if not own:
+                continue
+            taken_off = blamed.get(plan.target.name, {})
+            rounds.append(
+                Round(
+                    target=plan.target.name,
+                    stages=len(plan.stages),
+                    engines=sum(stage.runtime == "tensorrt" for stage in plan.stages),
+                    built=sum(result.failure is None for result in own),
+                    blamed={name: refused.text for name, refused in taken_off.items()},
+                )
+            )
+            if taken_off:
+                plan.off.update(taken_off)
+                plan.stages = settled_stages(question, plan.off)
+    for plan in plans:
+        plan.engines = {s: plan.engines[s] for s in plan.stages if s in plan.engines}
+        plan.confirmed = True
+    return plans, rounds
+
+
+def settled_stages(question: Question, off: Off) -> list[Stage]:
+    """Return the stages by ``off``, to which is added what no engine could hold as it stands."""
+    while True:
+        stages = split(
+            question.graph,
+            off,
+            points=question.points,
+            is_free=question.is_free,
+            fallback=question.fallback,
+        )
+        problem = why_not_whole(question.graph, stages)
+        assert problem is None, problem
+        moved: Off = {}
+        for stage in stages:
+            if stage.runtime == "tensorrt":
+                moved.update(_unbounded(question, stage) or _sized_from_outside(question, stage))
+        if not moved and len(stages) > 1:
+            moved = _too_small(question, stages)
+        if not moved:
+            return stages
+        off.update(moved)
+
+
+def _unbounded(question: Question, stage: Stage) -> Off:
+    """Return the nodes of ``stage`` that read an axis for which nothing gives a range."""
+    found: Off = {}
+    for name in stage.inputs:
+        dims = question.shapes.dims(name)
+        if dims is None:
+            reason = f"the rank of `{name}` is not known"
+            symbols: set[str] = set()
+        else:
+            symbols = {
+                symbol
+                for dim in dims
+                for profile in question.profiles
+                if question.shapes.axis_range(dim, profile) is None
+                for symbol in question.shapes.unbounded_symbols(dim, profile)
+            }
+            if not symbols:
+                continue
+            listed = ", ".join(f"`{symbol}`" for symbol in sorted(symbols))
+            reason = (
+                f"nothing bounds {listed}, an axis of `{name}`, which enters the engine here; "
+                "give it a range under `dims` in the spec"
+            )
+        for node in question.nodes_of(stage):
+            if node.name in stage.repeated:
+                continue
+            if any(t.name == name for t in reads(node)):
+                found[node.name] = Refused("rule", reason)
+    return found
+
+
+def _sized_from_outside(question: Question, stage: Stage) -> Off:
+    readers = shape_readers(question.nodes_of(stage), stage.inputs)
+    return {
+        reader: Refused(
+            "rule",
+            f"a size it needs comes from `{name}`, which is computed outside the engine; TensorRT "
+            "takes no sizes from outside",
+        )
+        for reader, name in readers.items()
+        if reader in stage.nodes
+    }
+
+
+def _too_small(question: Question, stages: Sequence[Stage]) -> Off:
+    """Return the nodes of engines that do not pay for their launch and the copies around it.
+
+    An engine that holds a product of matrices or a noticeable share of the work stays; where no
+    engine of a split does, all stay.
+    """
+    small = [
+        stage
+        for stage in stages
+        if stage.runtime == "tensorrt"
+        and question.share(stage) < SMALLEST_SHARE
+        and not any(question.node(name).op in PRODUCTS for name in stage.nodes)
+    ]
+    if len(small) == sum(stage.runtime == "tensorrt" for stage in stages):
+        return {}
+    return {
+        name: Refused(
+            "rule",
+            f"an engine of its own does not pay: {len(stage.nodes)} nodes without a matrix product, "
+            f"{question.share(stage):.2g} of the FLOPs",
+        )
+        for stage in small
+        for name in stage.nodes
+    }
+
+
+def shapes_of_inputs(
+    question: Question, stage: Stage, profile: Mapping[str, Range]
+) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+    """Return min, opt and max shape of each input of ``stage`` in one optimisation profile."""
+    found = {}
+    for name in stage.inputs:
+        dims = question.shapes.dims(name)
+        assert dims is not None, "settled_stages() lets no input of unknown rank through"
+        ranges = [question.shapes.axis_range(dim, profile) for dim in dims]
+        known = [r for r in ranges if r is not None]
+        assert len(known) == len(ranges), "settled_stages() lets no unbounded axis through"
+        found[name] = (
+            tuple(r.min for r in known),
+            tuple(r.opt for r in known),
+            tuple(r.max for r in known),
+        )
+    return found
+
+
+def profiles_of(
+    question: Question, stage: Stage
+) -> tuple[dict[str, tuple[tuple[int, ...], ...]], ...]:
+    """Return, for each optimisation profile, the shapes of the inputs with a dynamic axis."""
+    found = []
+    for profile in question.profiles:
+        shapes = shapes_of_inputs(question, stage, profile)
+        dynamic = {
+            name: shapes[name]
+            for name in stage.inputs
+            if any(not isinstance(dim, int) for dim in question.shapes.dims(name) or ())
+        }
+        found.append(dynamic)
+    return tuple(found) if any(found) else ()
+
+
+def key_of(stage: Stage, target: Target) -> str:
+    """Return a file name for the engine of ``stage`` while it has no number yet."""
+    text = repr((stage, target.name))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def job_of(
+    question: Question, stage: Stage, target: Target, model: Path, engine: Path, *, tf32: bool
+) -> BuildJob:
+    """Return the job that builds ``stage`` for ``target``."""
+    return BuildJob(
+        model=model,
+        engine=engine,
+        backend=target.backend,
+        compute_capability=target.compute_capability,
+        profiles=profiles_of(question, stage),  # type: ignore[arg-type]
+        tf32=tf32,
+        nodes=(*stage.nodes, *stage.repeated),
+    )
+
+
+def part_of(question: Question, stage: Stage) -> gs.Graph:
+    """Return ``stage`` as a graph to export."""
+    return extract(question.graph, stage)

@@ -1,0 +1,141 @@
+"""From spec and model file to the optimised graph, its shapes, and what of it is off TensorRT."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_graphsurgeon as gs
+
+from optc.optimizer.model_file import ModelFile, load_graph, read_model
+from optc.optimizer.partition import Off, Question, Refused, by_rule
+from optc.optimizer.progress import Progress
+from optc.passes import registry
+from optc.passes.flops import flops
+from optc.passes.graph import all_nodes, bodies_of, finish, reads
+from optc.passes.pipeline import AfterPass, PipelineReport, optimise
+from optc.passes.shape import Shapes, annotate, infer
+from optc.specs.check import CheckedSpec
+from optc.specs.compile_spec import Range
+from optc.specs.diagnostic import Diagnostic
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A model ready to be split.
+
+    Attributes:
+        checked: The spec.
+        model: The original model file.
+        graph: The optimised graph, every tensor annotated with dtype and shape.
+        passes: What the passes did, and which original nodes each node stands for.
+        shapes: Of the optimised graph.
+        question: What partitioning starts from; ``off`` holds what rules and the spec say.
+        notes: What the user should know.
+    """
+
+    checked: CheckedSpec
+    model: ModelFile
+    graph: gs.Graph
+    passes: PipelineReport
+    shapes: Shapes
+    question: Question
+    notes: list[Diagnostic]
+
+
+def prepare(checked: CheckedSpec, progress: Progress, after: AfterPass | None = None) -> Prepared:
+    """Load the model of ``checked``, run the passes and infer shapes.
+
+    Raises:
+        ModelError: If the model cannot be read or is damaged.
+    """
+    spec = checked.spec
+    progress.step("loading the model")
+    model = read_model(checked.model_path)
+    graph = load_graph(model, checked.inputs)
+    points = frozenset(spec.partition.points)
+    selected = _selected(graph, checked)
+    kept = points | _boundary(graph, selected)
+
+    progress.step("running graph passes")
+    report = optimise(graph, registry.passes(spec.passes.disable), points=kept, after=after)
+    finish(graph)
+    for node in all_nodes(graph):  # finish() makes nodes that stand for none
+        if node.name not in report.origins:
+            report.origins = {**report.origins, node.name: ()}
+
+    progress.step("inferring shapes")
+    shapes = infer(graph, opset=graph.opset)
+    annotate(graph, shapes)
+    off = by_rule(graph)
+    off.update(_off_by_spec(graph, report, selected))
+    question = Question(
+        graph=graph,
+        shapes=shapes,
+        profiles=checked.profiles,
+        off=off,
+        points=points,
+        flops=flops(graph, shapes, checked.profiles[0]),
+        fallback=spec.fallback.runtime,
+    )
+    return Prepared(checked, model, graph, report, shapes, question, _notes(checked, graph, points))
+
+
+def _selected(graph: gs.Graph, checked: CheckedSpec) -> dict[str, str]:
+    """Return the nodes of the original that the spec keeps off TensorRT -> by which words."""
+    found: dict[str, str] = {}
+    for selector in checked.spec.partition.off_tensorrt:
+        for node in graph.nodes:
+            inner = (n for body in bodies_of(node) for n in all_nodes(body))
+            if any(selector.matches(each.op, each.name) for each in (node, *inner)):
+                found[node.name] = str(selector)
+    return found
+
+
+def _boundary(graph: gs.Graph, selected: Mapping[str, str]) -> frozenset[str]:
+    """Return the tensors around the selected nodes: no pass may merge across them."""
+    names: set[str] = set()
+    for node in graph.nodes:
+        if node.name in selected:
+            names.update(t.name for t in reads(node) if not isinstance(t, gs.Constant) and t.inputs)
+            names.update(t.name for t in node.outputs if t.name and t.outputs)
+    return frozenset(names)
+
+
+def _off_by_spec(graph: gs.Graph, report: PipelineReport, selected: Mapping[str, str]) -> Off:
+    off: Off = {}
+    for node in graph.nodes:
+        for origin in report.origins.get(node.name, ()):
+            if origin in selected:
+                off[node.name] = Refused("spec", f"off_tensorrt: {selected[origin]}")
+    return off
+
+
+def _notes(checked: CheckedSpec, graph: gs.Graph, points: frozenset[str]) -> list[Diagnostic]:
+    """Return what became of partition points that no longer cut anything."""
+    notes = list(checked.notes)
+    made = {t.name for node in graph.nodes for t in node.outputs}
+    for index, point in enumerate(checked.spec.partition.points):
+        if point in points - made:
+            notes.append(
+                Diagnostic(
+                    "point-is-no-cut",
+                    f"the partition point `{point}` is an input or a constant: no stage ends there",
+                    "name a tensor that the model computes",
+                    checked.place("partition", "points", index),
+                    severity="warning",
+                )
+            )
+    return notes
+
+
+def symbols_of(profile: Mapping[str, Range]) -> dict[str, dict[str, int]]:
+    """Return an optimisation profile as the manifest records it."""
+    return {name: {"min": r.min, "opt": r.opt, "max": r.max} for name, r in profile.items()}
+
+
+def relative_to_spec(checked: CheckedSpec, path: Path) -> str:
+    """Return ``path`` as the spec would write it."""
+    return Path(os.path.relpath(path.resolve(), checked.path.resolve().parent)).as_posix()

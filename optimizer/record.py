@@ -1,0 +1,274 @@
+"""What is written down: the manifest, and the report beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from optc import __version__
+from optc.optimizer.arrays import dtype_name
+from optc.optimizer.engine import EngineBuilder
+from optc.optimizer.package import PackageWriter
+from optc.optimizer.partition import Plan, Round, shapes_of_inputs
+from optc.optimizer.prepare import Prepared, relative_to_spec
+from optc.passes.graph import export_model
+from optc.passes.split import Stage
+from optc.specs import manifest as written
+from optc.specs.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What partitioning came to.
+
+    Attributes:
+        plans: One per target, in the order of the spec.
+        rounds: Of building.
+    """
+
+    plans: list[Plan]
+    rounds: list[Round]
+
+    @property
+    def stages(self) -> list[Stage]:
+        """All stages of all targets, each once, in running order of the first that has them."""
+        return list(dict.fromkeys(stage for plan in self.plans for stage in plan.stages))
+
+
+def manifest_of(
+    prepared: Prepared,
+    decided: Decided,
+    environment: Mapping[str, Any],
+    *,
+    files: Mapping[Stage, str],
+    engines: Mapping[tuple[Stage, str], written.Engine],
+) -> Manifest:
+    """Return the manifest of the package.
+
+    Args:
+        prepared: The model.
+        decided: What runs where.
+        environment: Versions and machine.
+        files: Stage -> path of its ONNX in the package.
+        engines: Stage and target name -> the engine's record; empty for a plan.
+    """
+    checked, graph = prepared.checked, prepared.graph
+    spec = checked.spec
+    ids = {stage: index for index, stage in enumerate(decided.stages)}
+    return Manifest(
+        optc_version=__version__,
+        spec=written.SpecRecord(path=str(checked.path), sha256=checked.sha256),
+        model=written.ModelRecord(
+            path=relative_to_spec(checked, checked.model_path),
+            sha256=checked.model_sha256 or prepared.model.sha256,
+            bytes=prepared.model.bytes,
+        ),
+        precision=spec.precision.model_dump(mode="json"),
+        inputs=tuple(_tensor(t, checked.inputs) for t in graph.inputs),
+        outputs=tuple(_tensor(t) for t in graph.outputs),
+        profiles=tuple(
+            {name: written.Extents(min=r.min, opt=r.opt, max=r.max) for name, r in profile.items()}
+            for profile in checked.profiles
+        ),
+        stages=tuple(
+            _stage(prepared, decided, stage, ids[stage], files[stage], engines)
+            for stage in decided.stages
+        ),
+        targets=tuple(
+            written.Target(
+                name=plan.target.name,
+                backend=plan.target.backend,
+                compute_capability=plan.target.compute_capability,
+                stages=tuple(ids[stage] for stage in plan.stages),
+            )
+            for plan in decided.plans
+        ),
+        passes=tuple(
+            written.PassRecord(
+                name=record.name,
+                fired=record.merged,
+                removed=record.removed,
+                declined=record.skipped,
+                seconds=round(record.seconds, 4),
+            )
+            for record in prepared.passes.records
+        ),
+        environment=dict(environment),
+        verify=spec.verify and spec.verify.model_dump(mode="json"),
+        rounds=tuple(_plain(asdict(each)) for each in decided.rounds),
+    )
+
+
+def _stage(
+    prepared: Prepared,
+    decided: Decided,
+    stage: Stage,
+    number: int,
+    file: str,
+    engines: Mapping[tuple[Stage, str], written.Engine],
+) -> written.Stage:
+    question = prepared.question
+    tensors = {t.name: t for t in prepared.graph.inputs}
+    tensors.update((t.name, t) for node in prepared.graph.nodes for t in node.outputs)
+    own = [plan for plan in decided.plans if stage in plan.stages]
+    on_tensorrt = stage.runtime == "tensorrt"
+    return written.Stage(
+        id=number,
+        runtime=stage.runtime,
+        model=file,
+        engines={
+            plan.target.name: engines[stage, plan.target.name]
+            for plan in own
+            if (stage, plan.target.name) in engines
+        },
+        inputs=stage.inputs,
+        outputs=stage.outputs,
+        tensors={
+            name: written.TensorType(**_type_of(tensors[name]))
+            for name in (*stage.inputs, *stage.outputs)
+        },
+        nodes=stage.nodes,
+        repeated=stage.repeated,
+        flops_share=round(question.share(stage), 6),
+        why=() if on_tensorrt else _why(prepared, own, stage),
+        profiles=tuple(
+            {
+                name: written.Shapes(min=low, opt=opt, max=high)
+                for name, (low, opt, high) in shapes_of_inputs(question, stage, profile).items()
+            }
+            for profile in question.profiles
+        )
+        if on_tensorrt
+        else (),
+        unconfirmed=on_tensorrt and not all(plan.confirmed for plan in own),
+    )
+
+
+def _why(prepared: Prepared, plans: Sequence[Plan], stage: Stage) -> tuple[written.Reason, ...]:
+    """Return the refusals in ``stage``, those that TensorRT itself uttered first."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for plan in plans:
+        for name in stage.nodes:
+            if refused := plan.off.get(name):
+                key = (name, refused.by, refused.text)
+                found.setdefault(key, []).append(plan.target.name)
+    order = {"spec": 0, "parser": 1, "builder": 2, "rule": 3}
+    reasons = [
+        written.Reason(
+            node=name,
+            op=_op(prepared.question.node(name)),
+            by=by,
+            text=text,
+            targets=tuple(targets),
+            origins=tuple(prepared.passes.origins.get(name, ())),
+        )
+        for (name, by, text), targets in found.items()
+    ]
+    return tuple(sorted(reasons, key=lambda reason: order[reason.by]))
+
+
+def _op(node: gs.Node) -> str:
+    return f"{node.domain}::{node.op}" if node.domain else str(node.op)
+
+
+def _tensor(tensor: gs.Tensor, inputs: Mapping[str, Any] | None = None) -> written.Tensor:
+    asked = (inputs or {}).get(tensor.name)
+    return written.Tensor(
+        name=tensor.name, range=asked.range if asked else None, **_type_of(tensor)
+    )
+
+
+def _type_of(tensor: gs.Tensor) -> dict[str, Any]:
+    proto = getattr(tensor, "proto", None)
+    if proto is not None:
+        return {"dtype": tensor.type.removesuffix("_type"), "shape": None}
+    dtype = "unknown" if tensor.dtype is None else dtype_name(np.dtype(tensor.dtype))
+    if tensor.shape is None or any(extent is None for extent in tensor.shape):
+        return {"dtype": dtype, "shape": None}
+    return {"dtype": dtype, "shape": tuple(tensor.shape)}
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` as JSON holds it."""
+    return json.loads(json.dumps(value, default=str))
+
+
+# --- files of a package --------------------------------------------------------------------------
+
+
+def write_models(
+    prepared: Prepared, decided: Decided, builder: EngineBuilder, writer: PackageWriter
+) -> tuple[dict[Stage, str], dict[tuple[Stage, str], written.Engine]]:
+    """Give every stage its number and its files their names; write the whole model too.
+
+    Returns:
+        Stage -> path of its ONNX; stage and target -> record of its engine.
+    """
+    files: dict[Stage, str] = {}
+    engines: dict[tuple[Stage, str], written.Engine] = {}
+    for number, stage in enumerate(decided.stages):
+        files[stage] = path_of_stage(number, stage)
+        builder.model_of(stage).rename(writer.folder / files[stage])
+        for plan in decided.plans:
+            if stage in plan.engines:
+                path = f"engines/{plan.target.name}/{number:02d}.engine"
+                (writer.folder / path).parent.mkdir(parents=True, exist_ok=True)
+                builder.engine_of(stage, plan.target).rename(writer.folder / path)
+                engines[stage, plan.target.name] = writer.engine(path)
+    builder.remove_scraps()
+    whole = export_model(prepared.graph, place=writer.weights.for_model)
+    writer.write("model.onnx", whole.SerializeToString())
+    return files, engines
+
+
+def path_of_stage(number: int, stage: Stage) -> str:
+    """Return where the ONNX of a stage stands in the package."""
+    return f"stages/{number:02d}-{stage.runtime}.onnx"
+
+
+def report_of(prepared: Prepared, decided: Decided, extra: Mapping[str, Any]) -> str:
+    """Return the text of ``report.json``: the long version of what the manifest says.
+
+    Args:
+        prepared: The model and what the passes did.
+        decided: What runs where, and the rounds it took.
+        extra: What verification and gate found, by their names.
+    """
+    passes = prepared.passes
+    document = {
+        "optc_version": __version__,
+        "nodes": {"before": passes.nodes_before, "after": passes.nodes_after},
+        "pass_rounds": passes.rounds,
+        "pass_seconds": round(passes.seconds, 3),
+        "origins": passes.origins,
+        "rounds": [asdict(each) for each in decided.rounds],
+        "builds": [
+            {
+                "target": plan.target.name,
+                "nodes": len(stage.nodes),
+                "outputs": stage.outputs,
+                "seconds": round(result.seconds, 3),
+                "peak_mib": result.peak_mib,
+                "engine_bytes": result.engine_bytes,
+                "fixed_addresses": result.fixed_addresses,
+            }
+            for plan in decided.plans
+            for stage, result in plan.engines.items()
+        ],
+        "notes": [note.as_json() for note in prepared.notes],
+        **extra,
+    }
+    return json.dumps(document, indent=1, default=str) + "\n"
+
+
+def folder_of_stages(folder: Path) -> Path:
+    """Return where stages stand in a package, made if need be."""
+    stages = folder / "stages"
+    stages.mkdir(parents=True, exist_ok=True)
+    return stages

@@ -1,0 +1,182 @@
+"""What a person reads when a compile or a plan is done."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optc.specs.diagnostic import Diagnostic, NotMetError
+from optc.specs.manifest import Manifest, Stage
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from optc.optimizer.verify import Verification
+
+MOST_REASONS = 12
+"""Reasons shown to a person; the manifest has all."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a compile.
+
+    Attributes:
+        spec: As the user wrote it.
+        folder: Of the package.
+        manifest: Of the package.
+        seconds: Wall time of all.
+        verification: What holding the package against the original gave.
+        unmet: What of ``verify:`` and ``gate:`` is not met.
+        notes: Warnings and notes.
+    """
+
+    spec: Path
+    folder: Path
+    manifest: Manifest
+    seconds: float
+    verification: Verification | None = None
+    unmet: list[Diagnostic] = field(default_factory=list)
+    notes: list[Diagnostic] = field(default_factory=list)
+
+    @property
+    def diagnostics(self) -> list[Diagnostic]:
+        """All there is to say beside the result."""
+        return [*self.notes, *self.unmet]
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 where something asked for is not met."""
+        return NotMetError.exit_code if self.unmet else 0
+
+    def check(self) -> None:
+        """Raise NotMetError where something asked for is not met."""
+        if self.unmet:
+            raise NotMetError(*self.unmet)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the outcome for programs."""
+        return {
+            "ok": not self.unmet,
+            "spec": str(self.spec),
+            "output": str(self.folder),
+            "seconds": round(self.seconds, 3),
+            "manifest": self.manifest.model_dump(mode="json"),
+            "verification": self.verification and self.verification.as_json(),
+            "diagnostics": [d.as_json() for d in self.diagnostics],
+        }
+
+    def print(self) -> None:
+        """Print the outcome for people."""
+        print_stages(self.manifest)
+        if self.verification is not None:
+            print(self.verification.render())
+        state = "written, but not all that was asked for is met" if self.unmet else "written"
+        print(f"{self.folder}: {state}, in {self.seconds:.1f} s")
+
+
+@dataclass(slots=True)
+class Planned:
+    """What a compile would do.
+
+    Attributes:
+        manifest: As it would be, without files and engines.
+        notes: Warnings and notes.
+    """
+
+    manifest: Manifest
+    notes: list[Diagnostic] = field(default_factory=list)
+
+    @property
+    def diagnostics(self) -> list[Diagnostic]:
+        """All there is to say beside the result."""
+        return self.notes
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the plan for programs: the manifest without files and engines."""
+        return self.manifest.as_plan()
+
+    def print(self) -> None:
+        """Print the plan for people."""
+        print_stages(self.manifest)
+        symbols = sorted({name for profile in self.manifest.profiles for name in profile})
+        if symbols:
+            print(f"symbols: {', '.join(symbols)}")
+
+
+def print_stages(manifest: Manifest) -> None:
+    """Print what runs where, and why not in TensorRT."""
+    from rich.console import Console
+
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    for target in manifest.targets:
+        stages = manifest.stages_of(target)
+        engines = [stage for stage in stages if stage.runtime == "tensorrt"]
+        share = sum(stage.flops_share for stage in engines)
+        what = f"compute capability {target.compute_capability or 'portable'}"
+        console.print(
+            f"{target.name} ({target.backend}, {what}): {_count(len(engines), 'engine')}, "
+            f"{_count(len(stages) - len(engines), 'fallback stage')}, "
+            f"{share:.2%} of the FLOPs in TensorRT"
+        )
+        console.print(_table(stages, target.name))
+    for line in _reasons(manifest.stages):
+        console.print(line)
+
+
+def _table(stages: Iterable[Stage], target: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading, side in (
+        ("stage", "right"),
+        ("runtime", "left"),
+        ("nodes", "right"),
+        ("FLOPs", "right"),
+        ("engine", "right"),
+        ("inputs", "left"),
+        ("outputs", "left"),
+    ):
+        table.add_column(heading, justify=side, no_wrap=heading != "inputs")  # type: ignore[arg-type]
+    for stage in stages:
+        engine = stage.engines.get(target)
+        size = f"{engine.bytes / 1e6:.1f} MB" if engine else ""
+        table.add_row(
+            str(stage.id),
+            stage.runtime,
+            str(len(stage.nodes)),
+            f"{stage.flops_share:.2%}",
+            "unconfirmed" if stage.unconfirmed else size,
+            _few(stage.inputs),
+            _few(stage.outputs),
+        )
+    return table
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names) if len(names) <= 2 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _reasons(stages: Iterable[Stage]) -> list[str]:
+    """Return one line for each reason, the nodes it holds for counted by op."""
+    nodes: dict[tuple[str, str], Counter[str]] = {}
+    for stage in stages:
+        for reason in stage.why:
+            text = reason.text.replace(f"`{reason.node}`", "it")
+            nodes.setdefault((reason.by, text), Counter())[reason.op] += 1
+    lines = []
+    for (by, text), ops in list(nodes.items())[:MOST_REASONS]:
+        listed = ", ".join(f"{op} x{n}" if n > 1 else op for op, n in ops.most_common(4))
+        more = f" and {len(ops) - 4} other ops" if len(ops) > 4 else ""
+        lines.append(f"not in TensorRT: {listed}{more}; {by}: {text}")
+    if len(nodes) > MOST_REASONS:
+        lines.append(f"and {len(nodes) - MOST_REASONS} more reasons in the manifest")
+    return lines

@@ -1,0 +1,100 @@
+"""What TensorRT cannot take whatever its parser says, known without asking it.
+
+These are facts about its interface, not about operators: which dtypes it computes in, and that a
+tensor which says how large another is (a shape tensor) cannot enter an engine from outside, as it
+would need ranges of values that nothing gives. Everything else is asked of the parser and builder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from optc.passes.graph import all_nodes, bodies_of, producer, reads
+
+SHAPE_OPERANDS: dict[str, tuple[int, ...]] = {
+    "CenterCropPad": (1,),
+    "Col2Im": (1, 2),
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "OneHot": (1,),
+    "Pad": (1, 3),
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Resize": (1, 2, 3),
+    "Slice": (1, 2, 3, 4),
+    "Split": (1,),
+    "Squeeze": (1,),
+    "Tile": (1,),
+    "TopK": (1,),
+    "Unsqueeze": (1,),
+    "Upsample": (1,),
+}
+"""Op -> which of its inputs say how large something is."""
+
+
+def why_not_its_types(node: gs.Node) -> str | None:
+    """Return why ``node`` cannot run in TensorRT for the types it handles, or None.
+
+    A float64 is refused because TensorRT takes it and computes in float32 without a word.
+    """
+    inner = (n for body in bodies_of(node) for n in all_nodes(body))
+    for each in (node, *inner):
+        for tensor in (*reads(each), *each.outputs):
+            if getattr(tensor, "proto", None) is not None:
+                return f"`{tensor.name}` is no tensor but a {tensor.type.removesuffix('_type')}"
+            if tensor.dtype is None:
+                continue
+            dtype = np.dtype(tensor.dtype)
+            if dtype.kind == "O":
+                return f"`{tensor.name}` holds strings, which TensorRT has not"
+            if dtype.kind == "c":
+                return f"`{tensor.name}` is complex, which TensorRT has not"
+            if dtype == np.float64:
+                return f"`{tensor.name}` is float64, which TensorRT would compute in float32"
+    return None
+
+
+def shape_operands(node: gs.Node) -> list[gs.Tensor]:
+    """Return the inputs of ``node`` that say how large something is, constants left out."""
+    if node.domain:
+        return []
+    return [
+        node.inputs[index]
+        for index in SHAPE_OPERANDS.get(node.op, ())
+        if index < len(node.inputs)
+        and node.inputs[index].name
+        and not isinstance(node.inputs[index], gs.Constant)
+    ]
+
+
+def shape_readers(nodes: Iterable[gs.Node], inputs: Iterable[str]) -> dict[str, str]:
+    """Return the nodes that would make a shape tensor of one of ``inputs``.
+
+    Args:
+        nodes: Of one stage.
+        inputs: Tensors that enter the stage from outside.
+
+    Returns:
+        Name of a node with a shape operand -> the input that the operand is computed from.
+    """
+    inside = {node.name: node for node in nodes}
+    entering = set(inputs)
+    found = {}
+    for node in inside.values():
+        pending, seen = shape_operands(node), set()
+        while pending:
+            tensor = pending.pop()
+            if tensor.name in seen or isinstance(tensor, gs.Constant):
+                continue
+            seen.add(tensor.name)
+            if tensor.name in entering:
+                found[node.name] = tensor.name
+                break
+            maker = producer(tensor)
+            # What Shape and Size return is known to TensorRT whatever the values of their input.
+            if maker is not None and maker.name in inside and maker.op not in ("Shape", "Size"):
+                pending.extend(maker.inputs)
+    return found
