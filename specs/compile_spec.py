@@ -44,9 +44,14 @@ COMPUTE_CAPABILITIES: Mapping[Backend, tuple[str, ...]] = {
 of the machine it runs on, whichever that is."""
 
 
-def _fault(code: LiteralString, problem: str, todo: str | None = None) -> PydanticCustomError:
-    """Return an error that `optc.specs.check` passes on as it stands."""
-    return PydanticCustomError(code, "{problem}", {"problem": problem, "todo": todo})
+def _fault(
+    code: LiteralString, problem: str, todo: str | None = None, at: tuple[str | int, ...] = ()
+) -> PydanticCustomError:
+    """Return an error that `optc.specs.check` passes on as it stands.
+
+    ``at``: keys and indices that lead from the checked value to the faulty part of it.
+    """
+    return PydanticCustomError(code, "{problem}", {"problem": problem, "todo": todo, "at": at})
 
 
 Name = Annotated[str, Field(min_length=1)]
@@ -168,9 +173,7 @@ class Range(Part):
 
 def _axis(value: object) -> str | int:
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise _fault(
-            "wrong-type", f"an axis is a name or a whole number, not {_kind_of(value)}", None
-        )
+        raise _fault("wrong-type", f"an axis is a name or a whole number, not {kind_of(value)}")
     if value == "":
         raise _fault("empty-value", "the name of an axis is empty", 'write a name, or "?"')
     if isinstance(value, int) and not -1 <= value <= LARGEST_DIM:
@@ -182,7 +185,7 @@ def _axis(value: object) -> str | int:
     return value
 
 
-def _kind_of(value: object) -> str:
+def kind_of(value: object) -> str:
     """Return what ``value`` is, in the words of an error."""
     match value:
         case None:
@@ -250,7 +253,7 @@ def _capability(value: object) -> str:
     if isinstance(value, bool) or not re.fullmatch(r"\d{1,2}\.\d", text):
         raise _fault(
             "unknown-compute-capability",
-            f"a compute capability is two numbers such as 8.6, not {_kind_of(value)}",
+            f"a compute capability is two numbers such as 8.6, not {kind_of(value)}",
             "write one of " + ", ".join(COMPUTE_CAPABILITIES["tensorrt-rtx"]),
         )
     return text
@@ -306,6 +309,18 @@ class Target(Part):
                 + " of letters, digits, `.`, `_` and `-` that starts with a letter or digit",
             )
         return value
+
+    @model_validator(mode="after")
+    def _is_known_to_the_backend(self) -> Self:
+        known = COMPUTE_CAPABILITIES.get(self.backend)
+        if known and self.compute_capability and self.compute_capability not in known:
+            raise _fault(
+                "unknown-compute-capability",
+                f"{self.backend} does not build for compute capability {self.compute_capability}",
+                f"write one of {', '.join(known)}, or none for one portable engine",
+                ("compute_capability",),
+            )
+        return self
 
 
 class Selector(Part):
@@ -517,13 +532,22 @@ class CompileSpec(Part):
         "3.",
     )
 
+    @field_validator("version", mode="before")
+    @classmethod
+    def _is_one(cls, value: object) -> object:
+        if value != 1 or not isinstance(value, int) or isinstance(value, bool):
+            problem = f"this optc reads version 1 of the spec, not {kind_of(value)}"
+            raise _fault("unknown-version", problem, "write `version: 1`")
+        return value
+
     @model_validator(mode="after")
     def _gives_ranges_once(self) -> Self:
         if self.dims and self.profiles:
             raise _fault(
                 "dims-and-profiles",
                 "the spec has both `dims` and `profiles`",
-                "give ranges in one of them; a number that holds in every profile is repeated",
+                "keep one of them; a range that holds in every profile is repeated in each",
+                ("profiles",),
             )
         return self
 
@@ -538,6 +562,7 @@ class CompileSpec(Part):
                     "duplicate-target",
                     f"two targets are called `{target.name}`",
                     "give each target a name of its own",
+                    (index, "name"),
                 )
         return targets
 

@@ -6,8 +6,7 @@ list tells them apart without importing onnx.
 
 from typing import Final
 
-ONNX_OPS: Final = frozenset(
-    """
+_NAMES: Final = """
 Abs Acos Acosh Add AffineGrid And ArgMax ArgMin ArrayFeatureExtractor Asin Asinh Atan Atanh
 Attention AveragePool BatchNormalization Bernoulli Binarizer BitCast BitShift BitwiseAnd
 BitwiseNot BitwiseOr BitwiseXor BlackmanWindow Cast CastLike CastMap CategoryMapper
@@ -33,5 +32,6 @@ SoftmaxCrossEntropyLoss Softplus Softsign SpaceToDepth Split SplitToSequence Sqr
 StringConcat StringNormalizer StringSplit Sub Sum SwiGLU Swish Tan Tanh TensorScatter
 TfIdfVectorizer ThresholdedRelu Tile TopK Transpose TreeEnsemble TreeEnsembleClassifier
 TreeEnsembleRegressor Trilu Unique Unsqueeze Upsample Where Xor ZipMap
-""".split()
-)
+"""
+
+ONNX_OPS: Final = frozenset(_NAMES.split())

@@ -13,7 +13,7 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed lacks it
 from pathlib import Path
@@ -47,11 +47,15 @@ class Items:
 
 @dataclass(slots=True, eq=False)
 class Table:
-    """A mapping: key -> where the key stands, value. Keys are always text, as written."""
+    """A mapping: key -> where the key stands, value. Keys are always text, as written.
+
+    ``faulty``: keys that were there and were taken out, as their value is of no use.
+    """
 
     start: int
     end: int
     entries: dict[str, tuple[Leaf, Node]]
+    faulty: set[str] = field(default_factory=set)
 
 
 Node = Leaf | Items | Table
@@ -98,20 +102,8 @@ class Source:
     root: Table
     problems: tuple[Diagnostic, ...] = ()
 
-    def find(self, *keys: str | int) -> Node | None:
-        """Return what stands at a path of keys and indices, or None."""
-        return find(self.root, *keys)
-
-    def key(self, *keys: str | int) -> Leaf | None:
-        """Return the last key of a path as it stands in the file, or None."""
-        *outer, last = keys
-        table = self.find(*outer)
-        if isinstance(table, Table) and isinstance(last, str) and last in table.entries:
-            return table.entries[last][0]
-        return None
-
     def place(self, node: Node) -> Place:
-        """Return where ``node`` stands: all of it, where it fits on its first line."""
+        """Return where ``node`` stands: as much of it as is on its first line."""
         return self.lines.place(node.start, node.end)
 
     @cached_property
@@ -131,6 +123,15 @@ def find(node: Node | None, *keys: str | int) -> Node | None:
             case _:
                 return None
     return node
+
+
+def find_key(node: Node | None, *keys: str | int) -> Leaf | None:
+    """Return the last key of a path below ``node`` as it stands in the file, or None."""
+    *outer, last = keys
+    table = find(node, *outer)
+    if isinstance(table, Table) and isinstance(last, str) and last in table.entries:
+        return table.entries[last][0]
+    return None
 
 
 class _Lines:
@@ -260,6 +261,7 @@ class _NotJsonError(Exception):
 _SPACE = re.compile(r"[ \t\r\n]*")
 _JSON_WORD = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?|[A-Za-z]+", re.ASCII)
 _BEYOND_UNICODE = re.compile(r"\\U(?!000|0010)[0-9a-fA-F]{8}")
+_PLAIN = re.compile(r"[\w/.][\w/.+-]*")
 _INT = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _OTHER_BASE = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
@@ -296,6 +298,18 @@ def scalar(text: str) -> str | int | float | bool | None:
         return int(text)
     # Python refuses to convert very long integers; what no double holds is infinite.
     return float(text) if _FLOAT.fullmatch(text) else text
+
+
+def written(text: str) -> str:
+    """Return ``text`` as a spec has to write it: in quotes, where it would mean something else.
+
+    Example:
+        >>> [written(text) for text in ("batch", "/head/Conv", "495", "a: b", "?")]
+        ['batch', '/head/Conv', '"495"', '"a: b"', '"?"']
+    """
+    if _PLAIN.fullmatch(text) and scalar(text) == text:
+        return text
+    return json.dumps(text, ensure_ascii=False)
 
 
 class _Reader:

@@ -1,0 +1,253 @@
+"""Check a spec: its text, its keys and values, and all of it against the model it names.
+
+Every problem of a file is found in one go: what is faulty is set aside, and the rest is compared
+with the model all the same.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from optc.specs.compile_spec import CompileSpec, Range
+from optc.specs.diagnostic import Diagnostic, Place, SpecError, nearest
+from optc.specs.model_outline import Outline, OutlineError, read_outline
+from optc.specs.model_problem import Comparison, ResolvedInput
+from optc.specs.schema_problem import Reading, spec_of
+from optc.specs.source import Source, find, find_key, read
+
+KnownPasses = Iterable[str] | Callable[[], Iterable[str]]
+"""Names of the passes there are. A function is called only where a spec names passes."""
+
+
+@dataclass(frozen=True)
+class CheckedSpec:
+    """A spec without a mistake, and what it makes of the model's inputs.
+
+    Attributes:
+        spec: What the file says, with defaults.
+        path: Of the file, as the user wrote it.
+        sha256: Of the file.
+        model_path: Of the model, taken from the folder of the spec.
+        model_sha256: Of the model, where the spec gives one to compare with.
+        inputs: The model's inputs, weights left out, by name in the model's order.
+        profiles: One or more: each gives every symbol of ``inputs``, and the symbols inside the
+            model that the user gave.
+        notes: What is no mistake and worth a word.
+        outline_ok: Whether the model could be read for the check. Where not, ``inputs`` is empty
+            and the model's loader has more to say.
+    """
+
+    spec: CompileSpec
+    path: Path
+    sha256: str
+    model_path: Path
+    model_sha256: str | None
+    inputs: dict[str, ResolvedInput]
+    profiles: tuple[dict[str, Range], ...]
+    notes: tuple[Diagnostic, ...]
+    outline_ok: bool
+    _source: Source = field(repr=False, compare=False)
+
+    def place(self, *keys: str | int, key: bool = False) -> Place | None:
+        """Return where in the file something stands, for a diagnostic that refers to it.
+
+        Args:
+            *keys: Keys and indices from the top: ``"partition", "points", 0``.
+            key: Whether the last key is meant, not its value.
+
+        Returns:
+            None where the file does not say it.
+        """
+        root = self._source.root
+        node = find_key(root, *keys) if key else find(root, *keys)
+        return None if node is None else self._source.place(node)
+
+
+def check(path: str | Path, *, known_passes: KnownPasses | None = None) -> CheckedSpec:
+    """Return the spec in the file at ``path``, checked.
+
+    Args:
+        path: Of the spec file. Paths in the file are taken from its folder.
+        known_passes: What ``passes.disable`` may name; None where anything goes.
+
+    Raises:
+        SpecError: With every mistake in the file, in the order of its lines.
+    """
+    source = read(path)
+    reading = spec_of(source)
+    folder = source.path.parent
+    problems = [
+        *source.problems,
+        *reading.problems,
+        *_not_yet(source, reading),
+        *_unknown_passes(source, reading, known_passes),
+        *_missing_data(source, reading, folder),
+    ]
+    model_path = folder / reading.spec.model.path
+    model_sha256: str | None = None
+    outline: Outline | None = None
+    if reading.has_model:
+        model_sha256, faults = _model_file(source, reading, model_path)
+        problems += faults
+        if not faults:
+            outline = _outline_of(model_path)
+    inputs: dict[str, ResolvedInput] = {}
+    profiles = reading.spec.profiles or (reading.spec.dims,)
+    if outline is not None:
+        comparison = Comparison(source, reading, outline)
+        try:
+            comparison.run()
+            inputs, profiles = comparison.inputs, comparison.profiles
+        except OutlineError:
+            outline = None  # some node is broken: for the loader to say
+        problems += comparison.problems
+    errors = sorted((p for p in problems if p.severity == "error"), key=_order)
+    if errors:
+        raise SpecError(*errors)
+    return CheckedSpec(
+        spec=reading.spec,
+        path=source.path,
+        sha256=source.sha256,
+        model_path=model_path,
+        model_sha256=model_sha256,
+        inputs=inputs,
+        profiles=profiles,
+        notes=tuple(sorted(problems, key=_order)),
+        outline_ok=outline is not None,
+        _source=source,
+    )
+
+
+def _order(problem: Diagnostic) -> tuple[int, int]:
+    return (problem.place.line, problem.place.column) if problem.place else (0, 0)
+
+
+def _place(source: Source, reading: Reading, *keys: str | int) -> Place | None:
+    node = find(reading.root, *keys)
+    return None if node is None else source.place(node)
+
+
+def _not_yet(source: Source, reading: Reading) -> list[Diagnostic]:
+    """Return what is a valid spec and beyond this version."""
+    spec = reading.spec
+    found: list[Diagnostic] = []
+
+    def add(problem: str, todo: str, *keys: str | int) -> None:
+        place = _place(source, reading, *keys)
+        found.append(Diagnostic("not-in-this-version", problem, todo, place))
+
+    if (name := spec.precision.default) not in ("fp32", "tf32"):
+        problem = f"this version of optc does not lower precision to {name} yet"
+        key = ("default",) if find(reading.root, "precision", "default") else ()
+        add(problem, "write `fp32` or `tf32`", "precision", *key)
+    if spec.precision.default == "tf32" and spec.precision.keep_fp32:
+        problem = "TensorRT switches TF32 for a whole engine: single nodes cannot be kept in fp32"
+        add(problem, "leave `keep_fp32` out, or write `fp32`", "precision", "keep_fp32")
+    if spec.fallback.runtime == "torch":
+        problem = "this version of optc does not run stages with torch yet"
+        add(problem, "write `onnxruntime`", "fallback", "runtime")
+    return found
+
+
+def _unknown_passes(
+    source: Source, reading: Reading, known_passes: KnownPasses | None
+) -> list[Diagnostic]:
+    disabled = reading.spec.passes.disable
+    if not disabled or known_passes is None:
+        return []
+    known = sorted(known_passes() if callable(known_passes) else known_passes)
+    found = []
+    for index, name in enumerate(disabled):
+        if name in known:
+            continue
+        near = nearest(name, known)
+        listing = "see all of them with `optc passes`"
+        found.append(
+            Diagnostic(
+                "unknown-pass",
+                f"there is no pass called `{name}`",
+                f"write `{near}`, or {listing}" if near else listing,
+                _place(source, reading, "passes", "disable", index),
+            )
+        )
+    return found
+
+
+def _missing_data(source: Source, reading: Reading, folder: Path) -> list[Diagnostic]:
+    """Return the patterns of ``verify.data`` that match no file."""
+    found = []
+    data = reading.spec.verify.data if reading.spec.verify else None
+    for index, pattern in enumerate(data or ()):
+        if any(path.is_file() for path in files_matching(folder, pattern)):
+            continue
+        found.append(
+            Diagnostic(
+                "no-data",
+                f"no file matches `{pattern}` in {folder}",
+                "check the path, which is taken from the folder of the spec",
+                _place(source, reading, "verify", "data", index)
+                or _place(source, reading, "verify", "data"),
+            )
+        )
+    return found
+
+
+def files_matching(folder: Path, pattern: str) -> list[Path]:
+    """Return the paths that ``pattern`` matches from ``folder``, sorted; ``**`` is any depth."""
+    return [folder / name for name in sorted(glob.glob(pattern, root_dir=folder, recursive=True))]
+
+
+def _model_file(
+    source: Source, reading: Reading, path: Path
+) -> tuple[str | None, list[Diagnostic]]:
+    """Return the SHA-256 of the model, where the spec gives one, and what is wrong with the file."""
+    model = reading.spec.model
+    place = _place(source, reading, "model", "path") or _place(source, reading, "model")
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest() if model.sha256 else None
+    except (FileNotFoundError, NotADirectoryError):
+        near = nearest(path.name, _models_in(path.parent))
+        written = str(Path(model.path).parent / near) if near else ""
+        return None, [
+            Diagnostic(
+                "model-not-found",
+                f"there is no model {path}",
+                f"write `{written}`"
+                if near
+                else "check the path, which is taken from the folder of the spec",
+                place,
+            )
+        ]
+    except OSError as error:
+        problem = f"the model {path} cannot be read: {error.strerror}"
+        return None, [Diagnostic("model-unreadable", problem, "name an ONNX file", place)]
+    if found == model.sha256:
+        return found, []
+    return None, [
+        Diagnostic(
+            "sha256-mismatch",
+            f"{path} is another file: its SHA-256 is {found}",
+            "get the right model; or write this hash, if the model was meant to change",
+            _place(source, reading, "model", "sha256"),
+        )
+    ]
+
+
+def _models_in(folder: Path) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if name.endswith(".onnx"))
+    except OSError:
+        return []
+
+
+def _outline_of(path: Path) -> Outline | None:
+    try:
+        return read_outline(path)
+    except (OutlineError, OSError):
+        return None  # for the loader to say: it reads all of it

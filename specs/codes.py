@@ -1,0 +1,60 @@
+"""What the codes of diagnostics mean: the list that the reference is made from."""
+
+from collections.abc import Mapping
+from typing import Final
+
+CODES: Final[Mapping[str, str]] = {
+    # The file
+    "spec-not-found": "There is no file at the path of the spec.",
+    "spec-unreadable": "The spec is a folder, or the system does not let it be read.",
+    "spec-too-large": "The file, or what its aliases expand to, is larger than a spec may be.",
+    "not-text": "The spec is not UTF-8 text, or a text in it holds a control character.",
+    "empty-spec": "The spec holds nothing.",
+    "yaml-syntax": "The spec is not valid YAML.",
+    "json-syntax": "The spec is called `.json` and is not valid JSON.",
+    "several-documents": "The file holds more than one YAML document.",
+    "nested-too-deep": "The spec is nested deeper than any spec needs.",
+    "duplicate-key": "A mapping has the same key twice.",
+    "bad-key": "A key of a mapping is not a text.",
+    "tag": "A YAML tag says which type a value has; a spec takes none.",
+    "unknown-anchor": "A YAML alias refers to an anchor that is not there, or to what it is in.",
+    # Keys and values
+    "unknown-key": "A mapping has a key that means nothing there.",
+    "missing-key": "A mapping lacks a key that it must have.",
+    "empty-value": "Nothing stands where a value has to stand.",
+    "wrong-type": "A value is of another type than it must be, such as text for a number.",
+    "wrong-length": "A list has more or fewer values than it must have.",
+    "out-of-range": "A number is smaller or larger than it may be.",
+    "not-a-number": "A number is NaN or infinite.",
+    "min-opt-max": "The numbers of a range are not in ascending order.",
+    "range-order": "The range of made-up input ends below its start.",
+    "unknown-version": "The spec is of a version that this optc does not read.",
+    "unknown-precision": "There is no precision of that name.",
+    "unknown-backend": "There is no backend of that name.",
+    "unknown-runtime": "There is no fallback runtime of that name.",
+    "unknown-compute-capability": "The backend does not build for that compute capability.",
+    "bad-sha256": "A SHA-256 does not consist of 64 hexadecimal digits.",
+    "bad-target-name": "The name of a target cannot be the name of a folder.",
+    "duplicate-target": "Two targets have the same name, upper and lower case being the same.",
+    "bad-selector": "A selector of nodes has both `op` and `node`, or neither.",
+    "dims-and-profiles": "The spec has both `dims` and `profiles`.",
+    "not-in-this-version": "The spec asks for what this version of optc does not do yet.",
+    "unknown-pass": "There is no pass of that name.",
+    "no-data": "A pattern of `verify.data` matches no file.",
+    # Against the model
+    "model-not-found": "There is no file at the path of the model.",
+    "model-unreadable": "The model is a folder, or the system does not let it be read.",
+    "sha256-mismatch": "The model file is another one than the spec says.",
+    "unknown-input": "The model has no input of that name.",
+    "input-without-shape": "The model gives no shape for an input, and neither does the spec.",
+    "rank-mismatch": "A shape has more or fewer axes than the input has in the model.",
+    "fixed-axis": "A shape contradicts an axis that is fixed in the model.",
+    "axis-without-range": "A dynamic axis of an input has no range.",
+    "unknown-symbol": "No dynamic axis has that name.",
+    "unknown-tensor": "The model has no tensor of that name.",
+    "bad-point": "A stage cannot end at that tensor.",
+    "unknown-op": "Neither the model nor ONNX has that op.",
+    "op-not-in-model": "ONNX has that op, but no node of the model is one.",
+    "unknown-node": "No node of the model has a name that matches.",
+}
+"""Code -> what it says, in a sentence. Codes are stable; sentences may be improved."""
