@@ -309,7 +309,7 @@ def written(text: str) -> str:
     """
     if _PLAIN.fullmatch(text) and scalar(text) == text:
         return text
-    return json.dumps(text, ensure_ascii=False)
+    return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 class _Reader:
