@@ -17,7 +17,6 @@ than sent.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -92,10 +91,6 @@ class _Split:
             node.name: [t.name for t in reads(node) if not isinstance(t, gs.Constant)]
             for node in graph.nodes
         }
-        self.readers: dict[str, list[str]] = defaultdict(list)
-        for name, tensors in self.reads.items():
-            for tensor in tensors:
-                self.readers[tensor].append(name)
         self.maker = {t.name: node for node in graph.nodes for t in node.outputs if t.name}
         self.free = {node.name for node in graph.nodes if self._may_repeat(node) and is_free(node)}
         self.keys: dict[str, StageKey] = {}
@@ -112,13 +107,18 @@ class _Split:
             if node.name in self.keys:
                 members.setdefault(self.keys[node.name], []).append(node.name)
         order = sorted(members)
+        contents: list[tuple[set[str], set[str]]] = []  # owned and repeated, stage by stage
         at_home: set[str] = set()  # free nodes that some stage owns: the first that needs them
-        found = []
         for key in order:
             needed = self._free_nodes_behind(members[key])
-            found.append(self._stage(key, {*members[key], *(needed - at_home)}, needed & at_home))
+            contents.append(({*members[key], *(needed - at_home)}, needed & at_home))
             at_home |= needed
-        return found
+        inputs = [self._inputs(owned | repeated) for owned, repeated in contents]
+        sent = {name for names in inputs for name in names}
+        return [
+            self._stage(key, owned, repeated, names, sent)
+            for key, (owned, repeated), names in zip(order, contents, inputs, strict=True)
+        ]
 
     def _assign_levels(self) -> None:
         """Give every node that is not free its stage."""
@@ -167,36 +167,39 @@ class _Split:
                     pending.append(maker.name)
         return found
 
-    def _stage(self, key: StageKey, owned: set[str], repeated: set[str]) -> Stage:
-        inside = owned | repeated
+    def _inputs(self, inside: set[str]) -> tuple[str, ...]:
+        """Return what the nodes ``inside`` read and do not make."""
         inputs: dict[str, None] = {}
-        outputs: list[str] = []
         for node in self.graph.nodes:
             if node.name in inside:
                 for name in self.reads[node.name]:
                     maker = self.maker.get(name)
                     if maker is None or maker.name not in inside:
                         inputs[name] = None
-            if node.name in owned:
-                outputs += [
-                    t.name
-                    for t in node.outputs
-                    if t.name and (t.name in self.outputs or self._is_read_outside(t, inside))
-                ]
-        in_order = [node.name for node in self.graph.nodes if node.name in inside]
+        return tuple(inputs)
+
+    def _stage(
+        self,
+        key: StageKey,
+        owned: set[str],
+        repeated: set[str],
+        inputs: tuple[str, ...],
+        sent: set[str],
+    ) -> Stage:
+        nodes = [node for node in self.graph.nodes if node.name in owned or node.name in repeated]
         return Stage(
             runtime="tensorrt" if key[1] else self.fallback,
-            nodes=tuple(name for name in in_order if name in owned),
-            repeated=tuple(name for name in in_order if name in repeated),
-            inputs=tuple(inputs),
-            outputs=tuple(outputs),
+            nodes=tuple(node.name for node in nodes if node.name in owned),
+            repeated=tuple(node.name for node in nodes if node.name in repeated),
+            inputs=inputs,
+            outputs=tuple(
+                tensor.name
+                for node in nodes
+                if node.name in owned
+                for tensor in node.outputs
+                if tensor.name and (tensor.name in self.outputs or tensor.name in sent)
+            ),
         )
-
-    def _is_read_outside(self, tensor: gs.Tensor, inside: set[str]) -> bool:
-        maker = self.maker[tensor.name]
-        if maker.name in self.free:
-            return False  # whoever needs it computes it again
-        return any(name not in inside for name in self.readers[tensor.name])
 
 
 def why_not_whole(graph: gs.Graph, stages: list[Stage]) -> str | None:

@@ -88,6 +88,12 @@ def test_shape_arithmetic_is_repeated_where_it_is_read_and_owned_once() -> None:
     ]
 
 
+def test_what_only_repeated_shape_arithmetic_reads_is_sent_too() -> None:
+    graph = graph_of({"a": ["x"], "size": ["a"], "d": ["x", "size"], "b": ["d", "size"]})
+    stages = split(graph, ["d"], is_free=lambda node: node.name == "size")
+    assert shown(stages) == ["T a: x -> a", "O size d: a x -> d", "T b (size): a d -> b"]
+
+
 def test_shape_arithmetic_that_the_caller_reads_is_an_ordinary_node() -> None:
     graph = graph_of({"a": ["x"], "size": ["x"]}, outputs=["a", "size"])
     stages = split(graph, [], is_free=lambda node: node.name == "size")
