@@ -1,0 +1,169 @@
+r"""Replace computed sizes by what they always are.
+
+    before                          after
+
+    x [batch, 8, 32, 32]            x    (0, 8, -1)
+    |  \                             \   /
+    |  Shape                        Reshape
+    |    |
+    |  Gather 0     Gather 1
+    |    |              |
+    |     \             |     -1
+    |      \            |     /
+     \      Concat ----------
+      \     /
+      Reshape
+
+Why it holds: shape inference follows the arithmetic of exporters exactly, as expressions over the
+symbols of the graph's inputs, each of at least 1 where no range says otherwise.
+
+- An integer or boolean tensor of up to 1024 elements that comes out the same in every run becomes a
+  constant. What only it was computed from is gone.
+- The target of a Reshape becomes a constant where each extent is a number, is that of the same axis
+  of the input (0: copied), or is the only one left (-1: the number of elements decides it). -1 is
+  written only beside extents that are never zero: with none of them zero there is one answer.
+- The target of an Expand becomes a constant where each extent is a number or that of the input's
+  axis (1: kept).
+- The ends of a Slice become constants where each is a number or the end of the axis.
+
+Skips, with the reason in the report: a target with an extent that only the run decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from optc.passes.contract import Facts, Pass, Report
+from optc.passes.dimension import Dim
+from optc.passes.graph import is_constant, remove_dead
+from optc.passes.shape import Shapes
+
+THE_END = 2**63 - 1
+"""Beyond every axis: how ONNX writes a slice that goes to the end."""
+
+
+class FoldShapes(Pass):
+    """Replace computed sizes by what they always are."""
+
+    name = "fold-shapes"
+
+    def run(self, graph: gs.Graph, facts: Facts) -> Report:
+        """Fold in ``graph``."""
+        report = Report()
+        _fold_values(graph, facts.shapes)
+        for node in graph.nodes:
+            if node.op in _TARGETS and not node.domain:
+                _fold_target(node, facts, report)
+        for node in remove_dead(graph, facts.kept):
+            report.removed[node.name] = "the sizes it computes are known"
+        return report
+
+
+def _fold_values(graph: gs.Graph, shapes: Shapes) -> None:
+    for node in graph.nodes:
+        for index, tensor in enumerate(node.outputs):
+            value = shapes.constant(tensor.name)
+            if value is None or value.dtype.kind not in "biu":
+                continue
+            node.outputs[index] = gs.Variable.empty()
+            tensor.to_constant(np.ascontiguousarray(value))  # for all readers, in bodies too
+
+
+def _fold_target(node: gs.Node, facts: Facts, report: Report) -> None:
+    index, known = _TARGETS[node.op]
+    if index >= len(node.inputs) or is_constant(node.inputs[index]):
+        return
+    target = node.inputs[index]
+    value = facts.shapes.value(target.name)
+    dims = facts.shapes.dims(node.inputs[0].name)
+    if value is None or value.ndim != 1 or dims is None:
+        return  # nothing is known of it: no pattern of ours
+    extents = known(node, facts.shapes, dims, list(value))
+    if extents is None:
+        report.skipped[node.name] = f"the run decides more than one extent of `{target.name}`"
+        return
+    name = facts.fresh_name(f"{node.name}_{_NOUNS[node.op]}")
+    dtype = facts.shapes.dtype(target.name) or np.dtype(np.int64)
+    node.inputs[index] = gs.Constant(name, np.array(extents, dtype))
+    report.merged[node.name] = (node.name,)
+
+
+def _reshape_target(
+    node: gs.Node, shapes: Shapes, dims: Sequence[Dim], target: Sequence[Any]
+) -> list[int] | None:
+    zero_is_zero = bool(node.attrs.get("allowzero", 0))
+    if zero_is_zero and 0 in target:
+        return None
+    found: list[int | None] = []
+    others: list[Dim] = []
+    for axis, extent in enumerate(target):
+        if isinstance(extent, int) and extent > 0:
+            found.append(extent)
+        elif axis < len(dims) and (extent == 0 or extent == dims[axis]):
+            found.append(0)
+            others.append(dims[axis])
+        else:
+            found.append(None)  # an expression, -1, or not known
+    if found.count(None) > 1:
+        return None
+    if None in found and any(shapes.interval(extent)[0] < 1 for extent in others):
+        return None
+    if zero_is_zero:
+        del node.attrs["allowzero"]
+    return [-1 if extent is None else extent for extent in found]
+
+
+def _expand_target(
+    node: gs.Node, shapes: Shapes, dims: Sequence[Dim], target: Sequence[Any]
+) -> list[int] | None:
+    found = []
+    for axis, extent in enumerate(target):
+        own = axis - len(target) + len(dims)
+        if own >= 0 and extent == dims[own]:
+            found.append(1)
+        elif isinstance(extent, int):
+            found.append(extent)
+        else:
+            return None
+    return found
+
+
+def _slice_ends(
+    node: gs.Node, shapes: Shapes, dims: Sequence[Dim], target: Sequence[Any]
+) -> list[int] | None:
+    axes: Sequence[Any] = range(len(target))
+    if len(node.inputs) > 3 and node.inputs[3].name:
+        known = shapes.constant(node.inputs[3].name)
+        if known is None:
+            return None
+        axes = [int(axis) for axis in known]
+    steps: Sequence[Any] = [1] * len(target)
+    if len(node.inputs) > 4 and node.inputs[4].name:
+        given = shapes.constant(node.inputs[4].name)
+        if given is None:
+            return None
+        steps = [int(step) for step in given]
+    end = 2**31 - 1 if shapes.dtype(node.inputs[2].name) == np.int32 else THE_END
+    found = []
+    for extent, axis, step in zip(target, axes, steps, strict=True):
+        if isinstance(extent, int):
+            found.append(extent)
+        elif step > 0 and extent is not None and shapes.interval(extent - dims[axis])[0] >= 0:
+            found.append(end)
+        else:
+            return None
+    return found
+
+
+Known = Callable[[gs.Node, Shapes, Sequence[Dim], Sequence[Any]], list[int] | None]
+
+_TARGETS: dict[str, tuple[int, Known]] = {
+    "Reshape": (1, _reshape_target),
+    "Expand": (1, _expand_target),
+    "Slice": (2, _slice_ends),
+}
+_NOUNS = {"Reshape": "target", "Expand": "target", "Slice": "ends"}
