@@ -154,6 +154,9 @@ def load_graph(file: ModelFile, inputs: Mapping[str, InputShape] | None = None) 
     graph = import_model(model, file.folder)
     if not graph.outputs:
         raise _fault("no-outputs", "the model has no outputs, so there is nothing to compute")
+    for name, times in Counter(tensor.name for tensor in graph.outputs).items():
+        if times > 1:
+            raise _fault("duplicate-output", f"the model has {times} outputs called `{name}`")
     _import_used_domains(graph)
     _check(graph)
     shapes = {name: tuple(i.shape) for name, i in inputs.items()} if inputs is not None else None
@@ -174,12 +177,12 @@ def _bytes_of(path: Path) -> bytes:
         if stat.S_ISDIR(info.st_mode):
             kind = kind_of_folder(path)
             raise _fault(
-                "not-onnx",
+                "model-unreadable",
                 f"the model `{path}` is a folder" + (f": it looks like {kind}" if kind else ""),
                 "give the path of the ONNX file itself",
             )
         if not stat.S_ISREG(info.st_mode):  # reading a pipe would wait for ever
-            raise _fault("not-onnx", f"the model `{path}` is not a regular file", None)
+            raise _fault("model-unreadable", f"the model `{path}` is not a regular file", None)
         if info.st_size > LARGEST_MESSAGE:
             raise _fault(
                 "model-too-large",
@@ -187,9 +190,11 @@ def _bytes_of(path: Path) -> bytes:
                 "save it with external data: `onnx.save(model, path, save_as_external_data=True)`",
             )
         return path.read_bytes()
+    except FileNotFoundError as error:
+        raise _fault("model-not-found", f"there is no model `{path}`", None) from error
     except OSError as error:
         raise _fault(
-            "unreadable-model", f"the model `{path}` cannot be read: {error.strerror}", None
+            "model-unreadable", f"the model `{path}` cannot be read: {error.strerror}", None
         ) from error
 
 

@@ -151,14 +151,19 @@ class _Importer:
         renamed = self.renamed_in(proto) if depth else {}
 
         for tensor in proto.initializer:
+            if tensor.name in scope:
+                raise _fault("made-twice", f"there are two initialisers `{tensor.name}`")
             scope[tensor.name] = self.constant(renamed.get(tensor.name, tensor.name), tensor)
         for sparse in proto.sparse_initializer:
             name = sparse.values.name
             scope[name] = gs.Constant(renamed.get(name, name), _dense(sparse))
-        inputs = []
+        inputs: list[gs.Variable] = []
+        weights = set(scope)
         for info in proto.input:
-            if info.name in scope:  # IR version 3 lists initialisers as inputs
+            if info.name in weights:  # IR version 3 lists initialisers as inputs
                 continue
+            if info.name in scope:
+                raise _fault("made-twice", f"there are two inputs `{info.name}`")
             scope[info.name] = _variable(renamed.get(info.name, info.name), info)
             inputs.append(scope[info.name])
         types = {info.name: info for info in [*proto.output, *proto.value_info]}
