@@ -362,6 +362,8 @@ class _Walk:
         version = self.versions.get(node.domain or "")
         if version is None or not onnx.defs.has(node.op, version, node.domain or ""):
             return []
+        if bodies_of(node):  # they have been walked, which is all that is asked of them here
+            return []
         meanings: dict[str, Dim] = {}
         types: dict[str, TypeProto] = {}
         data: dict[str, TensorProto] = {}
@@ -412,7 +414,8 @@ class _Walk:
             return Fact(dtype)
         dims: list[Dim] = []
         for axis, dim in enumerate(found.shape.dim):
-            if dim.HasField("dim_value"):
+            # onnx takes an unknown extent for 0 in places, and computes with it.
+            if dim.HasField("dim_value") and (dim.dim_value or not meanings):
                 dims.append(dim.dim_value)
             elif dim.dim_param in meanings:
                 dims.append(meanings[dim.dim_param])

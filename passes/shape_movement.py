@@ -103,7 +103,8 @@ def _reshaped(
         others = [extent for extent in dims if extent is not None]
         dims[open_axes[0]] = _quotient_of_volumes(call, source, others, open_axes[0])
     elif open_axes:
-        bound = volume(source)
+        count = volume(source)
+        bound = count if call.symbols.low(count) >= 1 else None  # of none, any extent may be one
         for axis in open_axes:
             dims[axis] = call.fresh(axis, bound)
     return tuple(extent for extent in dims if extent is not None)
@@ -604,8 +605,18 @@ _EXACT_REDUCTIONS: dict[str, Any] = {"ReduceMax": np.max, "ReduceMin": np.min}
 _REDUCED = ("ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd")
 
 
-def _reduced_axes(call: Call, rank: int) -> list[int] | None:
-    """Return the axes a reduction removes; None where they are known only at run time."""
+def _reduced_somewhere(call: Call, dims: Sequence[Dim], keep: bool) -> tuple[Dim, ...]:
+    """Return the extents of a reduction over axes that only the run knows."""
+    if keep:
+        bounds = [call.symbols.maximum(extent, 1) for extent in dims]
+    else:
+        removed = len(call.numbers(1) or ())
+        bounds = [call.symbols.maximum(*dims)] * (len(dims) - removed)
+    return tuple(call.fresh(axis, bound) for axis, bound in enumerate(bounds))
+
+
+def _reduced_axes(call: Call, rank: int) -> list[int]:
+    """Return the axes a reduction removes."""
     axes = call.fixed(1, "axes")
     if not axes:
         return [] if call.attr("noop_with_empty_axes", 0) else list(range(rank))
@@ -618,10 +629,10 @@ def _reduced_axes(call: Call, rank: int) -> list[int] | None:
 )
 def _reduce(call: Call) -> Fact:
     dims, dtype = call.shape(0), call.dtype(0)
-    axes = _reduced_axes(call, len(dims))
     keep = bool(call.attr("keepdims", 1))
-    if axes is None:
-        raise Unknown
+    if call.has(1) and call.numbers(1) and call.fact(1).value is None:
+        return Fact(dtype, _reduced_somewhere(call, dims, keep))
+    axes = _reduced_axes(call, len(dims))
     result = tuple(
         1 if axis in axes else extent
         for axis, extent in enumerate(dims)

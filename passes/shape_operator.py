@@ -391,6 +391,29 @@ def _recurrence(call: Call) -> list[Fact]:
     return [Fact(dtype, every), Fact(dtype, last), Fact(dtype, last)]
 
 
+@rule("Attention")
+def _attention(call: Call) -> list[Fact]:
+    query, key, value = (call.shape(i) for i in range(3))
+    past = call.shape(4, rank=4)[2] if call.has(4) else 0
+    if len(query) == len(key) == len(value) == 4:
+        batch, heads, rows, _ = query
+        key_heads, keys, depth, width = key[1], key[2] + past, key[3], value[3]
+        result: tuple[Dim, ...] = (batch, heads, rows, width)
+    elif len(query) == len(key) == len(value) == 3:
+        batch, rows, _ = query
+        heads, key_heads = call.attr("q_num_heads"), call.attr("kv_num_heads")
+        keys, depth, width = key[1] + past, key[2] // key_heads, value[2] // key_heads
+        result = (batch, rows, heads * width)
+    else:
+        raise Unknown
+    return [
+        Fact(call.dtype(0), result),
+        Fact(call.dtype(1), (batch, key_heads, keys, depth)),
+        Fact(call.dtype(2), (batch, key_heads, keys, width)),
+        Fact(call.dtype(0), (batch, heads, rows, keys)),
+    ]
+
+
 # Detection
 
 
