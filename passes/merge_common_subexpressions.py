@@ -62,6 +62,9 @@ class MergeCommonSubexpressions(Pass):
                 continue
             _merge(first, node, facts)
             report.merged[first.name] = (*report.merged.get(first.name, (first.name,)), node.name)
+        gone = {name for names in report.merged.values() for name in names[1:]}
+        if gone:
+            graph.nodes = [node for node in graph.nodes if node.name not in gone]
         return report
 
 
