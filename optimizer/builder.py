@@ -62,7 +62,7 @@ class Workers:
     """
 
     def __init__(self, count: int | None = None, *, grace_seconds: float = _GRACE_SECONDS) -> None:
-        self._count = count or len(os.sched_getaffinity(0))
+        self.count = count or len(os.sched_getaffinity(0))
         self._grace_seconds = grace_seconds
         self._workers: list[_Worker] = []
         self._versions: dict[str, str] = {}
@@ -188,7 +188,7 @@ class Workers:
                 worker.take(task, self._grace_seconds)
         starting = sum(not worker.ready for worker in self._workers)
         for task in waiting[starting:]:
-            if len(self._workers) >= self._count:
+            if len(self._workers) >= self.count:
                 idle = [w for w in self._workers if w.ready and w.task is None]
                 if not idle:
                     return

@@ -177,21 +177,14 @@ def _parse(
         except ValueError as error:  # an empty file cannot be mapped
             raise _Failure("refused", f"{model.name} is empty") from error
     with data:
-        network, parser = _parser(builder, log)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, log)
         if parser.parse(data, model.name):
             return network, parser
-        refusals = dict.fromkeys(_refusals(parser))
-        # parse() ends at the first node it cannot import, this goes on with the op checkers.
-        _, checker = _parser(builder, log)
-        checker.supports_model_v2(data, model.name)
-        refusals |= dict.fromkeys(_refusals(checker))
-    text = "; ".join(dict.fromkeys(r.text for r in refusals)) or _said(log, "the parser refused")
-    raise _Failure("refused", text, tuple(refusals))
-
-
-def _parser(builder: trt.Builder, log: _Log) -> tuple[trt.INetworkDefinition, trt.OnnxParser]:
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    return network, trt.OnnxParser(network, log)
+    # supports_model_v2() would name the same nodes: both end where the first import fails.
+    refusals = tuple(dict.fromkeys(_refusals(parser)))
+    text = "; ".join(dict.fromkeys(r.text for r in refusals)) or _said(log, "the parser refused it")
+    raise _Failure("refused", text, refusals)
 
 
 def _refusals(parser: trt.OnnxParser) -> list[Refusal]:
@@ -201,7 +194,8 @@ def _refusals(parser: trt.OnnxParser) -> list[Refusal]:
             node=error.node_name(),
             op=error.node_operator(),
             code=error.code().name,
-            text=error.desc(),
+            # The description alone may be no more than "false".
+            text=f"{error.code().name} in {error.func()}: {error.desc()}",
         )
         for error in errors
     ]
