@@ -17,6 +17,10 @@ Array = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]
 
 
+class Refused(Exception):
+    """The pattern is there, but rewriting it would change a result. The text says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Channels:
     """Where the channels of a tensor stand.
@@ -46,7 +50,7 @@ class Affine:
 
 def argument(node: gs.Node) -> gs.Tensor | None:
     """Return x of a node that computes ``scale * x + shift`` with constants, or None."""
-    if node.domain:
+    if node.domain or not node.inputs:  # none: a pass has cut it off
         return None
     if node.op == "BatchNormalization":
         return node.inputs[0]
@@ -60,15 +64,20 @@ def argument(node: gs.Node) -> gs.Tensor | None:
     return None if node.op == "Div" else right
 
 
-def affine_of(node: gs.Node, channels: Channels, opset: int) -> Affine | str:
-    """Return what ``node`` does to each channel of its `argument`, or why that cannot be said."""
+def affine_of(node: gs.Node, channels: Channels, opset: int) -> Affine:
+    """Return what ``node`` does to each channel of its `argument`.
+
+    Raises:
+        Refused: If it is not the same for all elements of a channel.
+    """
     if node.op == "BatchNormalization":
         return _normalisation(node, channels, opset)
     left, right = node.inputs
     constant = right if isinstance(right, gs.Constant) else left
     numbers = per_channel(constant, channels)
     if numbers is None:
-        return f"the constant has shape {list(constant.shape)}: it is not one number per channel"
+        shape = list(constant.shape)
+        raise Refused(f"the constant has shape {shape}: it is not one number per channel")
     match node.op:
         case "Mul":
             return Affine(scale=numbers)
@@ -101,22 +110,24 @@ def per_channel(constant: gs.Constant, channels: Channels) -> Doubles | None:
     return np.ascontiguousarray(np.broadcast_to(numbers, (channels.count,)))
 
 
-def _normalisation(node: gs.Node, channels: Channels, opset: int) -> Affine | str:
+def _normalisation(node: gs.Node, channels: Channels, opset: int) -> Affine:
     """Return what a BatchNormalization does, from its four constants."""
     if node.attrs.get("training_mode", 0) or any(t.name for t in node.outputs[1:]):
-        return "the BatchNormalization is in training mode: it normalises by its own input"
+        raise Refused("the BatchNormalization is in training mode: it normalises by its own input")
     if opset < 9 and not node.attrs.get("spatial", 1):
-        return "the BatchNormalization has statistics for each position (spatial=0)"
+        raise Refused("the BatchNormalization has statistics for each position (spatial=0)")
     if channels.axis != 1:
-        return f"the BatchNormalization works on axis 1, the channels are on axis {channels.axis}"
+        raise Refused(
+            f"the BatchNormalization works on axis 1, the channels are on axis {channels.axis}"
+        )
     constants = node.inputs[1:5]
     if not all(isinstance(tensor, gs.Constant) for tensor in constants):
-        return "the statistics of the BatchNormalization are computed at run time"
+        raise Refused("the statistics of the BatchNormalization are computed at run time")
     if any(tuple(tensor.shape) != (channels.count,) for tensor in constants):
-        return "the BatchNormalization's constants are not one number per channel"
+        raise Refused("the BatchNormalization's constants are not one number per channel")
     gamma, beta, mean, variance = (tensor.values.astype(np.float64) for tensor in constants)
     spread = variance + node.attrs.get("epsilon", 1e-5)
     if not (spread > 0).all():
-        return "a variance of the BatchNormalization is negative or not a number"
+        raise Refused("a variance of the BatchNormalization is negative or not a number")
     scale = gamma / np.sqrt(spread)
     return Affine(scale, beta - mean * scale)

@@ -1,6 +1,6 @@
-"""Conv, ConvTranspose, Gemm and MatMul with constant weights, seen from their channels.
+"""Conv, ConvTranspose, DeformConv, Gemm and MatMul with constant weights, seen by channel.
 
-All four multiply by weights and add a bias. So what follows them channel by channel goes into
+All of them multiply by weights and add a bias. So what follows them channel by channel goes into
 weights and bias, and so does what comes before them:
 
     s * (W x + b) + t  =  (s * W) x + (s * b + t)
@@ -16,19 +16,28 @@ is folded.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from optc.passes.affine import Array, Channels, Doubles, affine_of, argument, per_channel
+from optc.passes.affine import (
+    Array,
+    Channels,
+    Doubles,
+    Refused,
+    affine_of,
+    argument,
+    per_channel,
+)
 from optc.passes.contract import Facts, Report
 from optc.passes.graph import detach, producer
 
-CONVOLUTIONS = ("Conv", "ConvTranspose")
+CONVOLUTIONS = ("Conv", "ConvTranspose", "DeformConv")
 PRODUCTS = ("Gemm", "MatMul")
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -41,7 +50,7 @@ class Linear:
     """A node that multiplies its input by weights and adds a bias.
 
     Attributes:
-        node: The Conv, ConvTranspose, Gemm or MatMul.
+        node: The node itself.
         weight: Its weights, constant or not.
         bias: Its bias, constant or not; None where it has none.
         adder: The Add right behind a MatMul that holds its bias; None for all others.
@@ -67,49 +76,63 @@ class Linear:
         """Whether the weights of a Gemm are [output channels, input channels]."""
         return bool(self.node.attrs.get("transB", 0))
 
-    def why_not(self, facts: Facts) -> str | None:
-        """Return why weights and bias cannot be given new values, or None."""
+    def require_constants(self) -> None:
+        """Check that weights and bias can be given new values.
+
+        Raises:
+            Refused: If they cannot.
+        """
         op = self.node.op
         if not isinstance(self.weight, gs.Constant):
-            return f"the weights of the {op} are computed at run time"
+            raise Refused(f"the weights of the {op} are computed at run time")
         if self.bias is not None and not isinstance(self.bias, gs.Constant):
-            return f"the bias of the {op} is computed at run time"
+            raise Refused(f"the bias of the {op} is computed at run time")
         shape, dtype = self.weight.shape, np.dtype(self.weight.dtype)
         if dtype.name not in FLOATS:
-            return f"the weights of the {op} are {dtype.name}"
+            raise Refused(f"the weights of the {op} are {dtype.name}")
         if 0 in shape or len(shape) < 2 or shape[0] % self.groups:
-            return f"the weights of the {op} have the shape {list(shape)}"
-        return None
+            raise Refused(f"the weights of the {op} have the shape {list(shape)}")
 
     def channels(self, facts: Facts) -> Channels:
         """Return where the output channels are. The weights must be constant."""
         shape = self.weight.shape
         match self.node.op:
-            case "Conv":
+            case "Conv" | "DeformConv":
                 return Channels(shape[0], axis=1, rank=len(shape))
             case "ConvTranspose":
                 return Channels(shape[1] * self.groups, axis=1, rank=len(shape))
             case "Gemm":
                 return Channels(shape[0 if self.is_transposed else 1], axis=1, rank=2)
-        rank = facts.shapes.rank(self.node.outputs[0]) or 1  # unknown: it has one axis for sure
+        dims = facts.shapes.dims(self.node.outputs[0].name)
+        rank = 1 if dims is None else len(dims)  # unknown: one axis is there for sure
         return Channels(shape[-1], axis=rank - 1, rank=rank)
 
-    def bias_numbers(self, channels: Channels) -> Doubles | None:
-        """Return the constant bias as [count], or None where it varies over another axis."""
+    def input_channels(self) -> Channels:
+        """Return where the input channels of a convolution are. The weights must be constant."""
+        shape = self.weight.shape
+        count = shape[0] if self.node.op == "ConvTranspose" else shape[1] * self.groups
+        return Channels(count, axis=1, rank=len(shape))
+
+    def bias_numbers(self, channels: Channels) -> Doubles:
+        """Return the constant bias, zeros where there is none, as one number per output channel.
+
+        Raises:
+            Refused: If it varies over another axis.
+        """
         if self.bias is None:
             return np.zeros(channels.count)
         if self.node.op in CONVOLUTIONS:  # their bias has one axis, not those of the result
             channels = Channels(channels.count, axis=0, rank=1)
         numbers = per_channel(self.bias, channels)
-        if numbers is not None and self.node.op == "Gemm":
-            numbers = numbers * self.node.attrs.get("beta", 1.0)
-        return numbers
+        if numbers is None:
+            raise Refused(f"the bias of the {self.node.op} is not one number per channel")
+        return numbers * self.node.attrs.get("beta", 1.0) if self.node.op == "Gemm" else numbers
 
     def by_channel(self, weight: Array) -> Array:
         """Return contiguous weights as a view: [group, output channel, input channel, the rest]."""
         kernel = math.prod(weight.shape[2:])
         match self.node.op:
-            case "Conv":
+            case "Conv" | "DeformConv":
                 return weight.reshape(self.groups, -1, weight.shape[1], kernel)
             case "ConvTranspose":
                 return weight.reshape(self.groups, -1, weight.shape[1], kernel).swapaxes(1, 2)
@@ -117,11 +140,14 @@ class Linear:
                 return weight.reshape(1, *weight.shape, 1)
         return weight.reshape(1, -1, weight.shape[-1], 1).swapaxes(1, 2)
 
-    def scaled(self, factor: Doubles) -> Array | None:
-        """Return the weights times ``factor``, or None where their type cannot hold the result.
+    def scaled(self, factor: Doubles) -> Array:
+        """Return the weights times ``factor``.
 
         Args:
             factor: Has four axes, and broadcasts to the view that `by_channel` gives.
+
+        Raises:
+            Refused: If the type of the weights cannot hold the result.
         """
         weight = np.ascontiguousarray(_peek(self.weight))
         product = np.empty(weight.shape, weight.dtype)
@@ -130,14 +156,25 @@ class Linear:
             # numpy computes this in float64 buffer by buffer: no double copy of large weights
             np.multiply(rows, factor, out=result, dtype=np.float64, casting="unsafe")
         largest = np.maximum(result.max((2, 3)), -result.min((2, 3))).astype(np.float64)
-        if not np.isfinite(largest).all():
-            return None
-        is_small = largest < float(ml_dtypes.finfo(weight.dtype).smallest_normal)
-        if is_small.any():
+        is_small = largest < _limits(weight.dtype)[0]
+        fits = bool(np.isfinite(largest).all())
+        if fits and is_small.any():
             exact = np.abs(np.multiply(rows, factor, dtype=np.float64, casting="unsafe"))
-            if exact[is_small].max() >= NOTHING:
-                return None
+            fits = bool(exact[is_small].max() < NOTHING)
+        if not fits:
+            raise Refused(f"the folded weights do not fit {weight.dtype.name}")
         return product
+
+    def summed(self, shift: Doubles) -> Doubles:
+        """Return what the weights make of a constant per input channel: a number per output one.
+
+        Args:
+            shift: Broadcast to [group, output channel, input channel].
+        """
+        rows = self.by_channel(np.ascontiguousarray(_peek(self.weight)))
+        with np.errstate(all="ignore"):  # what is not finite is refused
+            summed: Doubles = (rows.astype(np.float64).sum(3) * shift).sum(2).reshape(-1)
+        return summed
 
 
 def linear_making(tensor: gs.Tensor, ops: Collection[str]) -> Linear | None:
@@ -158,12 +195,20 @@ def linear_making(tensor: gs.Tensor, ops: Collection[str]) -> Linear | None:
         return Linear(found.node, found.weight, bias, adder=node)
     if node.op not in ops:
         return None
-    weight = node.inputs[1]
-    if node.op == "MatMul":
-        is_matrix = isinstance(weight, gs.Constant) and len(weight.shape) >= 2
-        return Linear(node, weight) if is_matrix else None
-    has_bias = len(node.inputs) > 2 and bool(node.inputs[2].name)
-    return Linear(node, weight, node.inputs[2] if has_bias else None)
+    linear = _linear_at(node)
+    if node.op == "MatMul" and not isinstance(linear.weight, gs.Constant):
+        return None  # a product of two results, which has no weights
+    return linear
+
+
+def _linear_at(node: gs.Node) -> Linear:
+    at = _bias_at(node)
+    has_bias = len(node.inputs) > at and bool(node.inputs[at].name)
+    return Linear(node, node.inputs[1], node.inputs[at] if has_bias else None)
+
+
+def _bias_at(node: gs.Node) -> int:
+    return 3 if node.op == "DeformConv" else 2  # X, W, offset, B, mask
 
 
 def fold_into(
@@ -172,37 +217,92 @@ def fold_into(
     """Fold every node of ``followers`` into the node of ``into`` whose result it reads.
 
     That node keeps its name and takes over the output of the one it now stands for. A MatMul of
-    matrices that is given a bias becomes a Gemm.
+    matrices that is given a bias becomes a Gemm. Nodes that share their weights are folded together,
+    where all are followed by the same scale, or else not at all.
     """
     report = Report()
     own = {id(node) for node in graph.nodes}
-    for follower in graph.nodes:
+
+    def linear_before(follower: gs.Node) -> Linear | None:
         x = argument(follower) if follower.op in followers else None
         linear = linear_making(x, into) if x is not None else None
-        if linear is None or not own.issuperset((id(linear.node), id(linear.last))):
-            continue  # not our pattern, or in a body and fed by what is computed outside it
-        if reason := _fold(linear, follower, facts):
-            report.skipped[follower.name] = reason
+        if linear is None or not own.issuperset(map(id, (follower, linear.node, linear.last))):
+            return None  # not our pattern, or in a body and fed by what is computed outside it
+        return linear
+
+    for follower in graph.nodes:
+        linear = linear_before(follower)
+        if linear is None:
             continue
-        name = linear.last.name
-        report.merged[name] = (*report.merged.get(name, (name,)), follower.name)
+        try:
+            folds = _together(_after(linear, follower, facts), linear_before, facts)
+            _apply(folds, facts)
+        except Refused as refused:
+            report.skipped[follower.name] = str(refused)
+            continue
+        for fold in folds:
+            last, output = fold.linear.last, fold.gone.outputs[0]
+            detach(fold.gone)
+            last.outputs = [output]
+            stands_for = report.merged.get(last.name, (last.name,))
+            report.merged[last.name] = (*stands_for, fold.gone.name)
     return report
 
 
-def _fold(linear: Linear, follower: gs.Node, facts: Facts) -> str | None:
-    """Fold ``follower`` into ``linear``, or return why that would change a result."""
-    op = linear.node.op
+def fold_back(
+    graph: gs.Graph, facts: Facts, *, leaders: Collection[str], into: Collection[str]
+) -> Report:
+    """Fold every node of ``leaders`` into the node of ``into`` that reads its result.
+
+    That node keeps its name and its output, and reads what the other read.
+    """
+    report = Report()
+    own = {id(node) for node in graph.nodes}
+    for node in graph.nodes:
+        leader = producer(node.inputs[0]) if node.op in into and not node.domain else None
+        if leader is None or leader.op not in leaders or id(leader) not in own:
+            continue
+        x = argument(leader)
+        if x is None:
+            continue
+        try:
+            _apply([_before(node, leader, x, facts)], facts)
+        except Refused as refused:
+            report.skipped[leader.name] = str(refused)
+            continue
+        detach(leader)
+        node.inputs[0] = x
+        report.merged[node.name] = (leader.name, *report.merged.get(node.name, (node.name,)))
+    return report
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fold:
+    """One node that may go into a linear node: worked out, and not done yet.
+
+    Attributes:
+        linear: Where it goes.
+        gone: The node that goes.
+        channels: The output channels.
+        factor: What to multiply the weights by, see `Linear.scaled`; None leaves them alone.
+        bias: The new bias, one number per output channel; None leaves it alone.
+    """
+
+    linear: Linear
+    gone: gs.Node
+    channels: Channels
+    factor: Doubles | None
+    bias: Doubles | None
+
+
+def _after(linear: Linear, follower: gs.Node, facts: Facts) -> _Fold:
+    """Return how ``follower`` would go into the node before it."""
     if any(facts.is_shared(node.outputs[0]) for node in (linear.node, linear.last)):
-        return f"the {op} output has another reader"
-    if reason := linear.why_not(facts):
-        return reason
+        raise Refused(f"the {linear.node.op} output has another reader")
+    linear.require_constants()
     channels = linear.channels(facts)
     affine = affine_of(follower, channels, facts.opset)
-    if isinstance(affine, str):
-        return affine
     bias = linear.bias_numbers(channels)
-    if bias is None:
-        return f"the bias of the {op} is not one number per channel"
     factor = None
     with np.errstate(all="ignore"):  # what is not finite then is refused
         if affine.scale is not None:
@@ -210,62 +310,133 @@ def _fold(linear: Linear, follower: gs.Node, facts: Facts) -> str | None:
             bias = bias * affine.scale
         if affine.shift is not None:
             bias = bias + affine.shift
-    keeps_bias = linear.bias is None and affine.shift is None
-    if reason := _rewrite(linear, factor, None if keeps_bias else bias, channels, facts):
-        return reason
-    output = follower.outputs[0]
-    detach(follower)
-    linear.last.outputs = [output]
-    return None
+    is_unbiased = linear.bias is None and affine.shift is None
+    return _Fold(linear, follower, channels, factor, None if is_unbiased else bias)
 
 
-def _rewrite(
-    linear: Linear, factor: Doubles | None, bias: Doubles | None, channels: Channels, facts: Facts
-) -> str | None:
-    """Multiply the weights and replace the bias, or return why that cannot be.
+def _before(node: gs.Node, leader: gs.Node, x: gs.Tensor, facts: Facts) -> _Fold:
+    """Return how ``leader``, which reads ``x``, would go into the convolution behind it."""
+    if facts.is_shared(leader.outputs[0]):
+        raise Refused(f"the {leader.op} output has another reader")
+    linear = _linear_at(node)
+    linear.require_constants()
+    inputs, outputs = linear.input_channels(), linear.channels(facts)
+    dims = facts.shapes.dims(x.name)
+    if dims is None or len(dims) != inputs.rank or dims[inputs.axis] != inputs.count:
+        raise Refused(f"the {leader.op} makes what it reads larger, or may do so")
+    affine = affine_of(leader, inputs, facts.opset)
+    factor = bias = None
+    if affine.scale is not None:
+        if facts.is_shared(linear.weight):
+            raise Refused(f"the weights of the {node.op} are shared with another node")
+        factor = affine.scale.reshape(linear.groups, 1, -1, 1)
+    if affine.shift is not None:
+        if not _adds_evenly(node):
+            raise Refused(f"not every output of the {node.op} sees all of the kernel")
+        bias = linear.bias_numbers(outputs)
+        bias = bias + linear.summed(affine.shift.reshape(linear.groups, 1, -1))
+    return _Fold(linear, leader, outputs, factor, bias)
 
-    Args:
-        linear: Changed only where None is returned.
-        factor: What to multiply the weights by, see `Linear.scaled`; None leaves them alone.
-        bias: The new bias, one number per output channel; None leaves it alone.
-        channels: The output channels.
-        facts: Of the graph.
+
+def _adds_evenly(node: gs.Node) -> bool:
+    """Whether each output of a convolution is a sum over the whole kernel: nothing is padded."""
+    is_padded = any(node.attrs.get("pads", ())) or node.attrs.get("auto_pad", "").startswith("SAME")
+    return node.op == "Conv" and not is_padded
+
+
+def _together(
+    fold: _Fold, linear_before: Callable[[gs.Node], Linear | None], facts: Facts
+) -> list[_Fold]:
+    """Return ``fold`` and those of all other nodes that read the same weights."""
+    weight = fold.linear.weight
+    if fold.factor is None or not facts.is_shared(weight):
+        return [fold]
+    shared = Refused(f"the weights of the {fold.linear.node.op} are shared with another node")
+    folds = [fold]
+    for node in weight.outputs:
+        if node is fold.linear.node:
+            continue
+        readers = node.outputs[0].outputs
+        other = linear_before(readers[0]) if len(readers) == 1 else None
+        if other is None or other.node is not node:
+            raise shared
+        try:
+            folds.append(_after(other, readers[0], facts))
+        except Refused:
+            raise shared from None
+    is_read_twice = len({id(it.linear.node) for it in folds}) != len(weight.outputs)
+    if is_read_twice or facts.is_kept(weight) or not all(_is_like(fold, it) for it in folds):
+        raise shared
+    return folds
+
+
+def _is_like(one: _Fold, other: _Fold) -> bool:
+    """Whether both multiply the same weights, laid out the same way, by the same numbers."""
+    return (
+        one.linear.weight is other.linear.weight
+        and one.linear.node.op == other.linear.node.op
+        and one.linear.groups == other.linear.groups
+        and one.linear.is_transposed == other.linear.is_transposed
+        and one.factor is not None
+        and other.factor is not None
+        and np.array_equal(one.factor, other.factor)
+    )
+
+
+def _apply(folds: Sequence[_Fold], facts: Facts) -> None:
+    """Give new weights and biases to nodes that all read the same weights.
+
+    Raises:
+        Refused: If one of them cannot have them; then none is changed.
     """
-    node, weight = linear.node, linear.weight
-    dtype = np.dtype(weight.dtype)
-    becomes_gemm = node.op == "MatMul" and linear.adder is None and bias is not None
-    if becomes_gemm and (channels.rank != 2 or len(weight.shape) != 2):
-        return "a MatMul has no bias, and only one of two matrices can be a Gemm"
-    if bias is not None and not (np.abs(bias) <= float(ml_dtypes.finfo(dtype).max)).all():
-        return f"the folded bias does not fit {dtype.name}"
-    if factor is not None:
-        if facts.is_shared(weight):
-            return f"the weights of the {node.op} are shared with another node"
-        product = linear.scaled(factor)
-        if product is None:
-            return f"the folded weights do not fit {dtype.name}"
-        weight.values = product
-    if becomes_gemm:
-        node.op = "Gemm"
-    if bias is not None:
-        _give_bias(linear, bias.astype(dtype), channels, facts)
-    return None
+    for fold in folds:
+        _require_room_for_bias(fold)
+    first = folds[0]
+    if first.factor is not None:
+        first.linear.weight.values = first.linear.scaled(first.factor)
+    for fold in folds:
+        if fold.bias is not None:
+            numbers = fold.bias.astype(fold.linear.weight.dtype)
+            _give_bias(fold.linear, numbers, fold.channels, facts)
+
+
+def _require_room_for_bias(fold: _Fold) -> None:
+    linear, dtype = fold.linear, np.dtype(fold.linear.weight.dtype)
+    if fold.bias is None:
+        return
+    if not (np.abs(fold.bias) <= _limits(dtype)[1]).all():
+        raise Refused(f"the folded bias does not fit {dtype.name}")
+    is_matrix = fold.channels.rank == 2 and len(linear.weight.shape) == 2
+    if linear.last.op == "MatMul" and not is_matrix:
+        raise Refused("a MatMul has no bias, and only one of two matrices can be a Gemm")
 
 
 def _give_bias(linear: Linear, numbers: Array, channels: Channels, facts: Facts) -> None:
     """Write the bias: over the old one where nobody else reads that, else as a new constant."""
-    node = linear.last
+    node, old = linear.last, linear.bias
+    if node.op == "MatMul":
+        node.op = "Gemm"
     node.attrs.pop("beta", None)  # it is in the numbers
     if linear.adder is not None:
         numbers = channels.broadcast(numbers)
-    if linear.bias is None:
-        new = gs.Constant(facts.fresh_name(f"{node.name}.bias"), numbers)
-        node.inputs = [*node.inputs[:2], new]
-    elif facts.is_shared(linear.bias):
-        new = gs.Constant(facts.fresh_name(f"{node.name}.bias"), numbers)
-        node.inputs = [new if tensor is linear.bias else tensor for tensor in node.inputs]
+    if old is not None and not facts.is_shared(old):
+        old.values = numbers
+        return
+    new = gs.Constant(facts.fresh_name(f"{node.name}.bias"), numbers)
+    inputs = list(node.inputs)
+    if linear.adder is not None:
+        inputs = [new if tensor is old else tensor for tensor in inputs]
     else:
-        linear.bias.values = numbers
+        at = _bias_at(node)
+        inputs += [gs.Variable.empty() for _ in range(at - len(inputs))]
+        inputs[at : at + 1] = [new]
+    node.inputs = inputs
+
+
+def _limits(dtype: np.dtype[Any]) -> tuple[float, float]:
+    """Return the smallest number that has all its digits, and the largest one."""
+    limits = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+    return float(limits.smallest_normal), float(limits.max)
 
 
 def _peek(constant: gs.Constant) -> Array:

@@ -1,0 +1,41 @@
+r"""Fold a constant Mul or Div per channel into the convolution behind it.
+
+    before                      after
+
+    x    s (constant)           x   W*s  b
+     \  /                        \   |  /
+     Mul   W   b                   Conv
+       \   |  /                     |
+         Conv                       y
+          |
+          y
+
+Why it holds: W (*) (s * x) + b = (W * s) (*) x + b, where s is one number for each input channel;
+the zeros of a padding stay zero. It is the same for ConvTranspose, for DeformConv, and for x / s
+with 1/s. Equal up to rounding: the new weights are computed in float64 and rounded once.
+
+Needs: W and s constant; s one number, or one per input channel; x known to have all the channels
+that the Conv reads, so that the Mul does not repeat one of them.
+Keeps: names of the Conv, its weights and y.
+Skips, with the reason in the report: a product that another node or the caller reads; a weight
+shared with another node; weights that would leave the range of their type.
+Order: after the passes that fuse, as x * clip(x + 3, 0, 6) / 6 ends in such a Div.
+"""
+
+from __future__ import annotations
+
+import onnx_graphsurgeon as gs
+
+from optc.passes.contract import Facts, Pass, Report
+from optc.passes.linear import CONVOLUTIONS, fold_back
+
+
+class FoldMulBeforeConv(Pass):
+    """Fold ``Conv(Mul(x, s), W, b)`` into ``Conv(x, W*s, b)``; also Div and ConvTranspose."""
+
+    name = "fold-mul-before-conv"
+    exactness = "equal up to rounding of the weights"
+
+    def run(self, graph: gs.Graph, facts: Facts) -> Report:
+        """Fold what can be folded in ``graph``."""
+        return fold_back(graph, facts, leaders=("Mul", "Div"), into=CONVOLUTIONS)
