@@ -138,8 +138,8 @@ def load_graph(file: ModelFile, inputs: Mapping[str, InputShape] | None = None) 
 
     Args:
         file: What `read_model` gave. The graph refers to its initialisers.
-        inputs: Name of an input -> its shape, for every dense tensor among the inputs. None: the
-            shapes that the model declares, an axis without a name called ``<input>_<axis>``.
+        inputs: Name of an input -> its shape. An input that is not there keeps the shape that the
+            model declares, an axis without a name called ``<input>_<axis>``.
 
     Returns:
         A graph in the normal form of `optc.passes.contract`, its functions inlined. Where the
@@ -159,8 +159,7 @@ def load_graph(file: ModelFile, inputs: Mapping[str, InputShape] | None = None) 
             raise _fault("duplicate-output", f"the model has {times} outputs called `{name}`")
     _import_used_domains(graph)
     _check(graph)
-    shapes = {name: tuple(i.shape) for name, i in inputs.items()} if inputs is not None else None
-    _give_shapes(graph, shapes)
+    _give_shapes(graph, {name: tuple(given.shape) for name, given in (inputs or {}).items()})
     return graph
 
 
@@ -673,7 +672,7 @@ def _invalid(error: Exception) -> ModelError:
     return _fault("invalid-model", f"the model is not valid ONNX: {' '.join(str(error).split())}")
 
 
-def _give_shapes(graph: gs.Graph, shapes: Mapping[str, tuple[str | int, ...]] | None) -> None:
+def _give_shapes(graph: gs.Graph, shapes: Mapping[str, tuple[str | int, ...]]) -> None:
     renamed: dict[str, str | int | None] = {}
     for tensor in graph.inputs:
         if tensor.type != "tensor_type":
@@ -681,7 +680,7 @@ def _give_shapes(graph: gs.Graph, shapes: Mapping[str, tuple[str | int, ...]] | 
         if tensor.dtype is None:
             raise _fault("untyped-input", f"the input `{tensor.name}` has no element type")
         declared = tensor.shape
-        shape = _named(tensor) if shapes is None else list(shapes[tensor.name])
+        shape = list(shapes[tensor.name]) if tensor.name in shapes else _named(tensor)
         for old, new in zip(declared or (), shape or (), strict=True):
             if isinstance(old, str) and renamed.setdefault(old, new) != new:
                 renamed[old] = None  # one name for two axes: it says nothing inside

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from optc.specs.compile_spec import Range
 from optc.specs.likely import likely_range
@@ -14,6 +14,9 @@ DECIDE = "# DECIDE:"
 InputOutline = tuple[str, str, Sequence[str | int | None] | None]
 """Name, dtype in words, and shape of an input. An axis is an extent, a name, or None where it has
 neither; the shape is None where the model gives none."""
+
+LikelyRange = tuple[Range, str | None]
+"""Of a dynamic axis, and a comment where there is something to say about it."""
 
 _HEAD = """\
 # What optc compiles, for which GPUs, and how exact the result must be.
@@ -41,7 +44,14 @@ precision: fp32  # or tf32
 """
 
 
-def starter_spec(model_path: str, inputs: Sequence[InputOutline]) -> str:
+def starter_spec(
+    model_path: str,
+    inputs: Sequence[InputOutline],
+    *,
+    ranges: Mapping[str, LikelyRange] | None = None,
+    values: Mapping[str, tuple[int, int]] | None = None,
+    note: str | None = None,
+) -> str:
     """Return the text of a spec for a model.
 
     It compiles as it stands, or has lines that hold `DECIDE`, a guess, and what to decide.
@@ -49,31 +59,31 @@ def starter_spec(model_path: str, inputs: Sequence[InputOutline]) -> str:
     Args:
         model_path: Of the model, from the folder where the spec will be.
         inputs: Of the model, weights left out.
+        ranges: Of every dynamic axis. None: what `likely_ranges` makes of their names.
+        values: Name of an input -> lowest and highest value that it may have.
+        note: What else there is to know about made-up input, in one line.
     """
+    ranges = likely_ranges(inputs) if ranges is None else ranges
+    values = values or {}
     lines = [_HEAD.format(model=written(model_path))]
-    guessed = [entry for entry in inputs if entry[2] is None]
     lines.append("# The inputs of the model, a name for each dynamic axis:")
     for name, dtype, shape in inputs:
         lines.append(f"#   {written(name)}: {dtype} {_shown(name, shape)}")
-    if guessed:
-        lines.append("inputs:")
-        for name, _, _ in guessed:
-            lines.append(
-                f"  {written(name)}: {{shape: [batch, 3, 224, 224]}}  "
-                f"{DECIDE} the model gives no shape for this input"
-            )
+    if note is not None:
+        lines.append(f"# {note}")
+    said = [entry for entry in (_said(input_, values) for input_ in inputs) if entry]
+    if said:
+        lines += ["inputs:", *said]
     else:
         # An example that is true of this model.
         name = written(inputs[0][0]) if inputs else "images"
         lines.append("# Made-up input is in [0, 1); to have it otherwise:")
         lines.append(f"# inputs: {{{name}: {{range: [-1, 1]}}}}")
-    ranges = _ranges(inputs)
     if ranges:
         lines += ["", "# The range of each dynamic axis, or a number to pin it."]
         lines.append("dims:")
-        for symbol, (range_, doubt) in ranges.items():
-            comment = f"  {DECIDE} {doubt}" if doubt else ""
-            lines.append(f"  {written(symbol)}: {range_}{comment}")
+        for symbol, (range_, comment) in ranges.items():
+            lines.append(f"  {written(symbol)}: {range_}" + (f"  {comment}" if comment else ""))
     return "\n".join(lines) + "\n" + _TAIL
 
 
@@ -82,14 +92,35 @@ def decisions(text: str) -> list[int]:
     return [number for number, line in enumerate(text.splitlines(), 1) if DECIDE in line]
 
 
-def _ranges(inputs: Sequence[InputOutline]) -> dict[str, tuple[Range, str | None]]:
-    found: dict[str, tuple[Range, str | None]] = {}
+def likely_ranges(inputs: Sequence[InputOutline]) -> dict[str, LikelyRange]:
+    """Return a range for each dynamic axis, by its name and place."""
+    found: dict[str, LikelyRange] = {}
     for name, _, shape in inputs:
         for axis, dim in enumerate(shape if shape is not None else ["batch"]):
-            if not isinstance(dim, int):
-                symbol = dim or f"{name}_{axis}"
-                found.setdefault(symbol, likely_range(symbol, len(shape or ()), axis))
+            if isinstance(dim, int):
+                continue
+            symbol = dim or f"{name}_{axis}"
+            if symbol not in found:
+                range_, doubt = likely_range(symbol, len(shape or ()), axis)
+                found[symbol] = range_, f"{DECIDE} {doubt}" if doubt else None
     return found
+
+
+def _said(input_: InputOutline, values: Mapping[str, tuple[int, int]]) -> str | None:
+    """Return the line of ``inputs`` on an input, where there is something to say."""
+    name, _, shape = input_
+    parts, comments = [], []
+    if shape is None:
+        parts.append("shape: [batch, 3, 224, 224]")
+        comments.append(f"{DECIDE} the model gives no shape for this input")
+    if name in values:
+        low, high = values[name]
+        parts.append(f"range: [{low}, {high}]")
+        if not comments:
+            comments.append(f"# it indexes a table of {high + 1} rows")
+    if not parts:
+        return None
+    return f"  {written(name)}: {{{', '.join(parts)}}}  {comments[0]}"
 
 
 def _shown(name: str, shape: Sequence[str | int | None] | None) -> str:

@@ -1,0 +1,196 @@
+"""A spec to start from: what a model says of its inputs, and what was tried on it.
+
+The names of axes suggest sizes; whether the model takes them is found out by running it on made-up
+input. Where they are refused, others that are common are tried; a range of which an end is refused
+becomes a size that ran.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import helper
+
+from optc.optimizer.made_up import made_up
+from optc.optimizer.model_file import load_graph, read_model
+from optc.optimizer.reference import ORT_ERRORS, OrtRunner, Rejected
+from optc.specs.compile_spec import Range
+from optc.specs.model_problem import ResolvedInput
+from optc.specs.starter import DECIDE, InputOutline, LikelyRange, likely_ranges, starter_spec
+
+MOST_SECONDS = 15.0
+"""After this no other size is tried."""
+
+COMMON_SIZES = (224, 32, 48, 64, 128, 256, 16, 8, 4, 2, 1, 96, 112, 160, 192, 299, 320, 384, 512)
+"""What an axis may have to be, the most frequent first."""
+
+KEEPS_VALUES = {
+    "Cast",
+    "Clip",
+    "Concat",
+    "Expand",
+    "Flatten",
+    "Identity",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+}
+"""Ops whose output holds values of their first input, so that an index passes through."""
+
+
+def starter(model: Path, beside: Path | None = None) -> str:
+    """Return the text of a spec for ``model``.
+
+    It compiles as it stands, or has lines that hold `optc.specs.starter.DECIDE`. Takes some
+    seconds, as the model is run.
+
+    Args:
+        model: The ONNX file.
+        beside: Where the spec will be; its folder is what the model's path is taken from. None: the
+            current folder.
+
+    Raises:
+        ModelError: If the model is at fault.
+    """
+    graph = load_graph(read_model(model))
+    tensors = [tensor for tensor in graph.inputs if tensor.type == "tensor_type"]
+    outlines: list[InputOutline] = [
+        (tensor.name, _dtype_name(tensor), tensor.shape) for tensor in tensors
+    ]
+    rows = {tensor.name: _rows_indexed_by(tensor) for tensor in tensors}
+    values = {name: (0, count - 1) for name, count in rows.items() if count is not None}
+    ranges: Mapping[str, LikelyRange] = likely_ranges(outlines)
+    note = None
+    if all(tensor.shape is not None for tensor in graph.inputs):
+        inputs = {
+            tensor.name: ResolvedInput(
+                helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)),
+                tuple(tensor.shape),
+                values.get(tensor.name),
+            )
+            for tensor in tensors
+        }
+        ranges, note = _tried(model, inputs, ranges)
+    path = os.path.relpath(model, beside.parent if beside is not None else Path())
+    return starter_spec(path, outlines, ranges=ranges, values=values, note=note)
+
+
+def _dtype_name(tensor: gs.Variable) -> str:
+    dtype = np.dtype(tensor.dtype)
+    return "string" if dtype.kind == "O" else dtype.name
+
+
+def _rows_indexed_by(tensor: gs.Variable) -> int | None:
+    """Return the rows of the smallest table that ``tensor`` indexes; None where it indexes none."""
+    if np.dtype(tensor.dtype).kind not in "iu":
+        return None
+    rows: list[int] = []
+    pending, seen = [tensor], {id(tensor)}
+    while pending:
+        values = pending.pop()
+        for node in values.outputs:
+            if node.op == "Gather" and node.inputs[1] is values:
+                table, axis = node.inputs[0], node.attrs.get("axis", 0)
+                if table.shape and isinstance(table.shape[axis], int):
+                    rows.append(table.shape[axis])
+            elif node.op in KEEPS_VALUES and node.inputs[0] is values:
+                for output in node.outputs:
+                    if id(output) not in seen:
+                        seen.add(id(output))
+                        pending.append(output)
+    return min(rows, default=None)
+
+
+# --- trying it -----------------------------------------------------------------------------------
+
+Sizes = dict[str, int]
+"""Symbol -> extent."""
+
+
+@dataclass
+class _Trial:
+    """A model that is run on made-up input of some sizes."""
+
+    runner: OrtRunner
+    inputs: Mapping[str, ResolvedInput]
+    refusal: str = ""
+
+    def runs(self, sizes: Sizes) -> bool:
+        """Whether the model takes these sizes; if not, ``refusal`` says why."""
+        profile = {symbol: Range.fixed(extent) for symbol, extent in sizes.items()}
+        try:
+            self.runner.run(made_up(self.inputs, profile, "opt"))
+        except Rejected as error:
+            self.refusal = _first_line(error)
+            return False
+        return True
+
+
+def _tried(
+    model: Path, inputs: Mapping[str, ResolvedInput], likely: Mapping[str, LikelyRange]
+) -> tuple[Mapping[str, LikelyRange], str | None]:
+    """Return the ranges as far as the model takes them, and a note where it does not run at all."""
+    try:
+        trial = _Trial(OrtRunner(model, model.parent, optimised=True), inputs)
+    except ORT_ERRORS as error:
+        return likely, f"ONNX Runtime does not run this model: {_first_line(error)}"
+    batch = {
+        input_.shape[0]
+        for input_ in inputs.values()
+        if input_.shape and isinstance(input_.shape[0], str)
+    }
+    usual = {s: 1 if s in batch else range_.opt for s, (range_, _) in likely.items()}
+    sizes = next((sizes for sizes in _candidates(usual, batch) if trial.runs(sizes)), None)
+    if sizes is None:
+        return likely, (
+            f"ONNX Runtime refuses made-up input ({trial.refusal}): give a `range`, or inputs of "
+            "your own in `verify`"
+        )
+    kept = dict(likely)
+    for symbol, (range_, _) in likely.items():
+        # A large batch is tried at small sizes: it is the batch that is asked about.
+        others = {
+            s: min(sizes[s], likely[s][0].min) if symbol in batch else sizes[s] for s in sizes
+        }
+        if all(trial.runs(others | {symbol: e}) for e in {range_.min, range_.opt, range_.max}):
+            continue
+        common = sorted({sizes[symbol], *COMMON_SIZES})
+        taken = [extent for extent in common if trial.runs(sizes | {symbol: extent})]
+        kept[symbol] = (
+            Range.fixed(taken[-1]),
+            (f"{DECIDE} of the usual sizes, the model takes {_listed(taken)}"),
+        )
+    return kept, None
+
+
+def _listed(numbers: list[int]) -> str:
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _candidates(usual: Sizes, batch: set[str]) -> Iterator[Sizes]:
+    """Yield sizes to try until the time is over: the usual ones first, then all the same."""
+    end = time.monotonic() + MOST_SECONDS
+    free = [symbol for symbol in usual if symbol not in batch]
+    same = ((extent,) * len(free) for extent in COMMON_SIZES)
+    mixed = itertools.product(*((usual[symbol], *COMMON_SIZES) for symbol in free))
+    yield usual
+    for extents in itertools.chain(same, mixed) if free else ():
+        if time.monotonic() > end:
+            return
+        yield usual | dict(zip(free, extents, strict=True))
+
+
+def _first_line(error: Exception) -> str:
+    line = (str(error).strip().splitlines() or ["no reason given"])[0]
+    return "".join(c if c.isprintable() else " " for c in line)[:300]

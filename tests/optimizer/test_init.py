@@ -1,0 +1,128 @@
+"""A spec to start from passes the check, and its usual sizes run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import parser
+
+from optc.optimizer.init import starter
+from optc.optimizer.made_up import made_up
+from optc.optimizer.reference import OrtRunner
+from optc.specs.check import CheckedSpec, check
+from optc.specs.compile_spec import Range
+from optc.specs.diagnostic import ModelError
+from optc.specs.starter import decisions
+
+LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
+HEAD = '<ir_version: 9, opset_import: ["" : 17]>\n'
+
+
+def started(folder: Path, source: str) -> tuple[str, CheckedSpec]:
+    """Return the starter spec for a model, and what checking it gives."""
+    (folder / "model").mkdir()
+    path = folder / "model" / "m.onnx"
+    onnx.save(parser.parse_model(HEAD + source), path)
+    text = starter(path, folder / "spec.yaml")
+    (folder / "spec.yaml").write_text(text)
+    return text, check(folder / "spec.yaml")
+
+
+def runs(checked: CheckedSpec) -> bool:
+    runner = OrtRunner(checked.model_path, checked.model_path.parent)
+    return bool(runner.run(made_up(checked.inputs, checked.profiles[0], "opt")))
+
+
+def test_named_axes_get_ranges_that_run(tmp_path: Path) -> None:
+    text, checked = started(tmp_path, "g (float[batch,3] x) => (float[batch,3] y) { y = Relu (x) }")
+    assert not decisions(text)
+    assert checked.model_path == tmp_path / "model/m.onnx"
+    assert checked.profiles == ({"batch": Range(min=1, opt=4, max=8)},)
+    assert runs(checked)
+
+
+def test_an_index_gets_the_range_of_its_table(tmp_path: Path) -> None:
+    table = ", ".join("1" for _ in range(30))
+    text, checked = started(
+        tmp_path,
+        f"""
+        g (int64[batch,seq] ids, int64[batch,seq] mask) => (float[batch,seq] y)
+        <float[30] table = {{{table}}}>
+        {{
+            small = Cast <to = 6> (ids)
+            words = Gather (table, small)
+            float_mask = Cast <to = 1> (mask)
+            y = Mul (words, float_mask)
+        }}""",
+    )
+    assert checked.inputs["ids"].range == (0, 29)
+    assert checked.inputs["mask"].range is None
+    assert not decisions(text)
+    assert runs(checked)
+
+
+def test_a_size_the_model_insists_on_is_found(tmp_path: Path) -> None:
+    text, checked = started(
+        tmp_path,
+        """
+        g (float[batch,3,height,width] x) => (float[batch,3,48,width] y)
+        {
+            shape = Constant <value = int64[3] {3, 48, 1}> ()
+            ones = ConstantOfShape <value = float[1] {1}> (shape)
+            y = Add (x, ones)
+        }""",
+    )
+    (line,) = decisions(text)
+    assert "the model takes 1 and 48" in text.splitlines()[line - 1]
+    assert checked.inputs["x"].shape == ("batch", 3, 48, "width")
+    assert runs(checked)
+
+
+def test_a_batch_the_model_insists_on_is_found(tmp_path: Path) -> None:
+    text, checked = started(
+        tmp_path,
+        """
+        g (float[batch,4] x) => (float[4] y)
+        {
+            shape = Constant <value = int64[1] {4}> ()
+            y = Reshape (x, shape)
+        }""",
+    )
+    assert "the model takes 1\n" in text
+    assert runs(checked)
+
+
+def test_a_model_that_runs_at_no_size_is_said_to(tmp_path: Path) -> None:
+    source = "g (float[batch,4] x) => (float[batch,4] y) { y = mine.Op (x) }"
+    text, checked = started(tmp_path, source)
+    assert "# ONNX Runtime does not run this model: " in text
+    assert checked.profiles == ({"batch": Range(min=1, opt=4, max=8)},)
+
+
+def test_an_input_without_a_shape_is_for_the_user_to_decide(tmp_path: Path) -> None:
+    text, checked = started(tmp_path, "g (float x) => (float y) { y = Relu (x) }")
+    assert checked.inputs["x"].shape == ()
+    proto = parser.parse_model(HEAD + "g (float x) => (float y) { y = Relu (x) }")
+    proto.graph.input[0].type.tensor_type.ClearField("shape")
+    onnx.save(proto, tmp_path / "m.onnx")
+    text = starter(tmp_path / "m.onnx", tmp_path / "spec.yaml")
+    assert len(decisions(text)) == 1
+    (tmp_path / "spec.yaml").write_text(text)
+    assert check(tmp_path / "spec.yaml").inputs["x"].shape == ("batch", 3, 224, 224)
+
+
+@pytest.mark.parametrize("name", ["light_squeezenet", "light_inception_v1"])
+def test_an_old_model_gets_a_spec(tmp_path: Path, name: str) -> None:
+    text = starter(LIGHT / f"{name}.onnx", tmp_path / "spec.yaml")
+    (tmp_path / "spec.yaml").write_text(text)
+    checked = check(tmp_path / "spec.yaml")
+    assert list(checked.inputs) == ["data_0"]
+    assert runs(checked)
+
+
+def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"nothing")
+    with pytest.raises(ModelError):
+        starter(tmp_path / "m.onnx")
