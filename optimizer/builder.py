@@ -66,6 +66,7 @@ class Workers:
         self._grace_seconds = grace_seconds
         self._workers: list[_Worker] = []
         self._versions: dict[str, str] = {}
+        self._fixed_addresses: bool | None = None
         self._selector = selectors.DefaultSelector()
         self._folder = tempfile.TemporaryDirectory(prefix="optc-workers-")
         # The system tells a child of the death of the thread that started it, not of the process:
@@ -99,6 +100,16 @@ class Workers:
         found = require(backend)
         if not any(worker.backend == found for worker in self._workers):
             self._spawn(found)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that children have loaded so far, by backend."""
+        return dict(self._versions)
+
+    @property
+    def fixed_addresses(self) -> bool | None:
+        """Whether address randomisation is off in the children; None before the first has said."""
+        return self._fixed_addresses
 
     def version(self, backend: str) -> str:
         """Return the version of the library, as a child that loaded it says.
@@ -206,6 +217,7 @@ class Workers:
                 if answer["event"] == "ready":
                     worker.greet(answer)
                     self._versions[worker.backend.name] = answer["version"]
+                    self._fixed_addresses = worker.fixed_addresses
                 else:
                     news.append((worker, answer))
         return news

@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper, parser
+
+from optc.optimizer.builder import Workers
+from optc.optimizer.job import BuildFailure, ProbeJob, ProbeResult, Profile
+from optc.optimizer.oracle import Oracle, cache_folder
+
+RTX = "tensorrt-rtx"
+HEAD = '<ir_version: 8, opset_import: ["" : 17, "com.example" : 1]>'
+
+
+class Counted(Workers):
+    """Workers that remember what they were asked."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.asked: list[ProbeJob] = []
+
+    def probe(self, jobs: Sequence[ProbeJob]) -> list[ProbeResult]:
+        self.asked.extend(jobs)
+        return super().probe(jobs)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Counted]:
+    with Counted() as workers:
+        yield workers
+
+
+@pytest.fixture
+def workers(pool: Counted) -> Counted:
+    pool.asked.clear()
+    return pool
+
+
+@pytest.fixture
+def oracle(workers: Counted, tmp_path: Path) -> Oracle:
+    return Oracle(workers, tmp_path / "cache")
+
+
+def model(text: str) -> onnx.ModelProto:
+    """Return the model of ``text`` with the types that shape inference finds."""
+    return onnx.shape_inference.infer_shapes(parser.parse_model(HEAD + text), data_prop=True)
+
+
+def fixed(names: Sequence[str]) -> tuple[Profile, ...] | None:
+    """Return the profiles of a model without dynamic axes."""
+    return ()
+
+
+def many_non_zero(count: int) -> onnx.ModelProto:
+    body = "".join(
+        f"""
+        [a{i}] a{i} = Relu (x)
+        [f{i}] f{i} = NonZero (a{i})
+        [t{i}] t{i} = Transpose (f{i})"""
+        for i in range(count)
+    )
+    outputs = ", ".join(f"int64[n{i}, 2] t{i}" for i in range(count))
+    return model(f"g (float[2,3] x) => ({outputs}) {{ {body} }}")
+
+
+def test_what_is_taken_has_no_refusals(workers: Counted, oracle: Oracle) -> None:
+    graph = model("g (float[n,3] x) => (float[n,3] y) { [a] y = Relu (x) }")
+    assert oracle.refusals(graph, RTX) == {}
+    assert len(workers.asked) == 1
+
+
+def test_all_nodes_are_refused_although_the_parser_names_one_at_a_time(
+    workers: Counted, oracle: Oracle
+) -> None:
+    refused = oracle.refusals(many_non_zero(7), RTX)
+    assert set(refused) == {f"f{i}" for i in range(7)}
+    assert {r.by for r in refused.values()} == {"parser"}
+    assert all("NonZero" in r.text for r in refused.values())
+    # The whole, one node for all seven as they are alike, the rest.
+    assert len(workers.asked) == 3
+
+
+def test_nodes_of_one_op_are_judged_one_by_one(oracle: Oracle) -> None:
+    # An axis that is not constant is refused; the other Squeeze is not.
+    graph = model(
+        """
+        g (float[1,3,1] x, int64[1] axis) => (float[n,m] y, float[1,3] z) <int64[1] last = {2}> {
+            [bad]  y = Squeeze (x, axis)
+            [good] z = Squeeze (x, last)
+        }"""
+    )
+    assert set(oracle.refusals(graph, RTX)) == {"bad"}
+
+
+def test_unknown_ops_are_refused_in_the_parsers_words(oracle: Oracle) -> None:
+    graph = parser.parse_model(
+        HEAD
+        + """
+        g (float[2,3] x) => (float[2,3] y) <float[2,3] a> {
+            [own]  a = com.example.Own (x)
+            [relu] y = Relu (a)
+        }"""
+    )
+    refused = oracle.refusals(graph, RTX)
+    assert set(refused) == {"own"}
+    assert "Plugin not found" in refused["own"].text
+
+
+def test_what_reads_a_tensor_of_unknown_rank_is_not_asked_about(oracle: Oracle) -> None:
+    graph = parser.parse_model(
+        HEAD
+        + """
+        g (float[2,3] x) => (float[2,3] y) {
+            [own]   a = com.example.Own (x)
+            [other] y = NonZero (a)
+        }"""
+    )
+    assert set(oracle.refusals(graph, RTX)) == {"own"}
+
+
+def test_a_refused_node_in_a_body_counts_for_its_owner(oracle: Oracle) -> None:
+    graph = model(
+        """
+        g (bool c, float[2,3] x) => (int64[2,n] y) {
+            [choice] y = If (c) <
+                then_branch = yes () => (int64[2,n] a) { [inner] a = NonZero (x) },
+                else_branch = no () => (int64[2,m] b) { [other] b = NonZero (x) }>
+        }"""
+    )
+    refused = oracle.refusals(graph, RTX)
+    assert set(refused) == {"choice"}
+    assert "NonZero" in refused["choice"].text
+
+
+NMS = """
+    g (float[1,8,4] boxes, float[1,2,8] scores) => (int64[n,3] y)
+    <int64 most = {3}, float iou = {0.5}, float score = {0.1}> {
+        [before] b = Relu (boxes)
+        [nms] y = NonMaxSuppression (b, scores, most, iou, score)
+    }"""
+
+NMS_IN_IF = """
+    g (bool c, float[1,8,4] boxes, float[1,2,8] scores) => (int64[n,3] y)
+    <int64 most = {3}, float iou = {0.5}, float score = {0.1}> {
+        [choice] y = If (c) <
+            then_branch = yes () => (int64[n,3] a) {
+                [one] a = NonMaxSuppression (boxes, scores, most, iou, score)
+            },
+            else_branch = no () => (int64[m,3] b) {
+                [two] b = NonMaxSuppression (boxes, scores, most, iou)
+            }>
+    }"""
+
+
+@pytest.mark.parametrize(("text", "node"), [(NMS, "nms"), (NMS_IN_IF, "choice")])
+def test_what_only_the_builder_refuses_is_found_by_a_trial_build(
+    oracle: Oracle, text: str, node: str
+) -> None:
+    graph = model(text)
+    assert oracle.refusals(graph, RTX) == {}
+    refused = oracle.refusals(graph, RTX, compute_capability="8.6", profiles=fixed)
+    assert set(refused) == {node}
+    assert refused[node].by == "builder"
+
+
+def test_without_a_bound_for_an_axis_no_trial_is_made(workers: Counted, oracle: Oracle) -> None:
+    assert oracle.refusals(model(NMS), RTX, profiles=lambda names: None) == {}
+    assert not any(job.build for job in workers.asked)
+
+
+def test_what_is_off_anyway_is_not_asked_about(workers: Counted, oracle: Oracle) -> None:
+    assert oracle.refusals(model(NMS), RTX, profiles=fixed, off={"nms"}) == {}
+    assert not any(job.build for job in workers.asked)
+
+
+def test_answers_are_kept_on_disk_whatever_the_names(workers: Counted, tmp_path: Path) -> None:
+    first = Oracle(workers, tmp_path).refusals(model(NMS), RTX, profiles=fixed)
+    workers.asked.clear()
+    renamed = model(NMS.replace("nms", "other").replace("boxes", "z").replace("scores", "a"))
+    second = Oracle(workers, tmp_path).refusals(renamed, RTX, profiles=fixed)
+    assert first["nms"] == second["other"]
+    assert not any(job.build for job in workers.asked)
+
+
+def test_answers_differ_where_the_question_does(workers: Counted, tmp_path: Path) -> None:
+    def ask(**settings: object) -> int:
+        workers.asked.clear()
+        Oracle(workers, tmp_path).refusals(model(NMS), RTX, profiles=fixed, **settings)  # type: ignore[arg-type]
+        return sum(job.build for job in workers.asked)
+
+    assert ask(compute_capability="8.6") == 1
+    assert ask(compute_capability="8.6") == 0
+    assert ask(compute_capability="8.9") == 1
+    assert ask(compute_capability="8.6", tf32=True) == 1
+
+
+@pytest.mark.parametrize("rubbish", ["", "{", "[]", "null", '{"by": 1, "never": 2}'])
+def test_a_damaged_cache_is_asked_anew(workers: Counted, tmp_path: Path, rubbish: str) -> None:
+    graph = many_non_zero(1)
+    expected = Oracle(workers, tmp_path).refusals(model(NMS), RTX, profiles=fixed)
+    [*files] = tmp_path.rglob("*.json")
+    assert files
+    for file in files:
+        file.write_text(rubbish)
+    assert Oracle(workers, tmp_path).refusals(model(NMS), RTX, profiles=fixed) == expected
+    assert set(Oracle(workers, tmp_path).refusals(graph, RTX)) == {"f0"}
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(workers: Counted, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()
+    assert set(Oracle(workers, blocked / "cache").refusals(many_non_zero(2), RTX)) == {"f0", "f1"}
+
+
+def test_the_cache_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    monkeypatch.delenv("OPTC_CACHE_DIR", raising=False)
+    assert cache_folder() == Path("/x/optc")
+    monkeypatch.setenv("OPTC_CACHE_DIR", "/y")
+    assert cache_folder() == Path("/y")
+
+
+def test_weights_outside_of_the_model_are_found(workers: Counted, tmp_path: Path) -> None:
+    graph = model(
+        """
+        g (float[1,3,8,8] x) => (int64[4,n] y) <float[4,3,1,1] w = {1,2,3,4,5,6,7,8,9,10,11,12}> {
+            [conv] c = Conv (x, w)
+            [find] y = NonZero (c)
+        }"""
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(graph, path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    placed = onnx.load(path, load_external_data=False)
+    refused = Oracle(workers, tmp_path / "cache").refusals(placed, RTX, folder=tmp_path)
+    assert set(refused) == {"find"}
+
+
+def chain(length: int, at: int) -> onnx.ModelProto:
+    """Return a chain of nodes with one in it that does not build."""
+    nodes = [helper.make_node("Relu", ["boxes"], ["t0"], name="n0")]
+    for i in range(1, length):
+        if i == at:
+            inputs = ["t0", "scores", "most", "iou", "score"]
+            nodes.append(helper.make_node("NonMaxSuppression", inputs, [f"t{i}"], name=f"n{i}"))
+        else:
+            nodes.append(helper.make_node("Abs", [f"t{i - 1}"], [f"t{i}"], name=f"n{i}"))
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [
+            helper.make_tensor_value_info("boxes", onnx.TensorProto.FLOAT, [1, 8, 4]),
+            helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, [1, 2, 8]),
+        ],
+        [helper.make_tensor_value_info(f"t{length - 1}", onnx.TensorProto.INT64, ["n", 3])],
+        [
+            numpy_helper.from_array(np.array(3, np.int64), "most"),
+            numpy_helper.from_array(np.array(0.5, np.float32), "iou"),
+            numpy_helper.from_array(np.array(0.1, np.float32), "score"),
+        ],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    return onnx.shape_inference.infer_shapes(
+        helper.make_model(graph, ir_version=8, opset_imports=opsets)
+    )
+
+
+UNNAMED = BuildFailure("builder", "no engine, no reason")
+
+
+@pytest.mark.parametrize("at", [1, 10, 19])
+def test_bisection_finds_the_node_that_does_not_build(
+    workers: Counted, oracle: Oracle, at: int
+) -> None:
+    suspects = oracle.bisect(chain(20, at), RTX, UNNAMED, compute_capability="8.6")
+    assert suspects.nodes == (f"n{at}",)
+    assert suspects.builds == len(workers.asked) <= 8
+    assert suspects.seconds > 0
+    if at < 19:  # else the whole model is the shortest that fails, and how it does is known
+        assert "no runners" in suspects.failure.text
+
+
+def test_bisection_that_runs_out_of_builds_names_the_range(oracle: Oracle) -> None:
+    suspects = oracle.bisect(chain(20, 10), RTX, UNNAMED, max_builds=2)
+    assert suspects.builds == 2
+    assert "n10" in suspects.nodes
+    assert 1 < len(suspects.nodes) < 20
