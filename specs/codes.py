@@ -56,5 +56,26 @@ CODES: Final[Mapping[str, str]] = {
     "unknown-op": "Neither the model nor ONNX has that op.",
     "op-not-in-model": "ONNX has that op, but no node of the model is one.",
     "unknown-node": "No node of the model has a name that matches.",
+    # The model itself
+    "not-onnx": "The file is not an ONNX model; the error says what it looks like.",
+    "damaged-model": "The file is cut short or overwritten: it, or a weight in it, is not whole.",
+    "model-too-large": "The file is larger than ONNX files can be, or its functions grow it so.",
+    "unsupported-ir-version": "The file is of a newer ONNX than the one installed.",
+    "unsupported-opset": "The model's opset is older or newer than optc reads.",
+    "bad-name": "A name in the model is not UTF-8 text.",
+    "external-data": "A file with weights is missing, too short, or outside the model's folder.",
+    "missing-tensor": "A node or the model's outputs name a tensor that nothing makes.",
+    "made-twice": "Two nodes, inputs or initialisers make the same tensor.",
+    "cyclic": "The nodes of the model form a cycle.",
+    "nesting": "Bodies of control flow, or functions, are nested deeper than any exporter does.",
+    "recursive-function": "Functions of the model call themselves.",
+    "no-outputs": "The model has no outputs, so there is nothing to compute.",
+    "duplicate-output": "Two outputs of the model are the same tensor.",
+    "untyped-input": "An input of the model has no element type.",
+    "invalid-model": "A node is not as ONNX defines its op; the error quotes onnx.",
+    # Packages
+    "not-a-package": "The folder is not a package that optc wrote.",
+    "damaged-package": "The package is not as optc wrote it: a file is missing or changed.",
+    "newer-package": "The package is of a version that this optc does not read.",
 }
 """Code -> what it says, in a sentence. Codes are stable; sentences may be improved."""

@@ -28,6 +28,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 
 from optc.optimizer.model_file import load_graph, read_model
 from optc.passes.graph import all_tensors, export_model
+from optc.specs.codes import CODES
 from optc.specs.diagnostic import ModelError
 
 LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
@@ -74,6 +75,7 @@ def refusal(path: Path) -> tuple[str, str]:
     """Return the code and text of the error that ``path`` is refused with."""
     with pytest.raises(ModelError) as caught:
         load_graph(read_model(path))
+    assert {diagnostic.code for diagnostic in caught.value.diagnostics} <= CODES.keys()
     return caught.value.diagnostics[0].code, str(caught.value)
 
 
@@ -124,7 +126,7 @@ def test_functions_are_inlined_around_weights(tmp_path: Path) -> None:
 
 def test_an_unsorted_graph_is_read(tmp_path: Path) -> None:
     proto = model(HEAD + "g (float[2] x) => (float[2] y) { t = Relu (x) y = Neg (t) }")
-    proto.graph.node.reverse()  # type: ignore[attr-defined] # ONNX Runtime takes such models
+    proto.graph.node.reverse()  # ONNX Runtime takes such models
     assert [node.op for node in loaded(tmp_path, proto).nodes] == ["Relu", "Neg"]
 
 
@@ -297,7 +299,7 @@ def renamed(old: str, new: bytes) -> bytes:
     return WHOLE.replace(b"\x01" + old.encode(), b"\x01" + new)
 
 
-def deep(levels: int) -> ModelProto:
+def deep(levels: int) -> bytes:
     """Return a model with If in If, put together as bytes: protobuf would refuse to build it."""
 
     def field(number: int, data: bytes) -> bytes:
@@ -310,7 +312,7 @@ def deep(levels: int) -> ModelProto:
     for _ in range(levels):
         attribute = field(1, b"then_branch") + field(6, graph) + b"\xa0\x01\x05"
         graph = field(1, field(4, b"If") + field(5, attribute))
-    return b"\x08\x09" + field(7, graph) + field(8, b"\x10\x11")  # type: ignore[return-value]
+    return b"\x08\x09" + field(7, graph) + field(8, b"\x10\x11")
 
 
 FAULTS: dict[str, tuple[str, Change]] = {
