@@ -178,8 +178,6 @@ def _diagnostic(
     node = find(root, *path)
     assert node is not None, "the path was cut to what exists"
     place = source.place(node)
-    if "problem" in context:
-        return Diagnostic(kind, context["problem"], context["todo"], place)
     if kind == "extra_forbidden":
         return _unknown_key(source, root, at)
     if kind == "missing":
@@ -190,6 +188,8 @@ def _diagnostic(
     if isinstance(value, float) and not math.isfinite(value):
         problem = f"{label} is {source.text[node.start : node.end]}, which is no finite number"
         return Diagnostic("not-a-number", problem, "write a finite number", place)
+    if "problem" in context:
+        return Diagnostic(kind, context["problem"], context["todo"], place)
     match kind:
         case "literal_error":
             return _unknown_choice(at, value, place)

@@ -147,4 +147,4 @@ def test_weights_are_skipped_not_read(tmp_path: Path) -> None:
     outline = read_outline(path)
     assert len(outline.nodes) == 5000
     assert outline.initialisers == {"w"}
-    assert time.perf_counter() - start < 1.0  # some 0.05 s; parsing all of it takes much longer
+    assert time.perf_counter() - start < 2  # some 0.05 s; looking at each byte takes far longer

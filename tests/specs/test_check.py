@@ -1,0 +1,485 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from spec_file import HEAD, RANGES, VALID, checked, codes, faults, rendered
+
+from optc.specs.check import check
+from optc.specs.codes import CODES
+from optc.specs.compile_spec import Range
+from optc.specs.diagnostic import SpecError
+from optc.specs.model_problem import ResolvedInput
+from optc.specs.onnx_ops import ONNX_OPS
+
+pytestmark = pytest.mark.usefixtures("beside_model")
+
+SHA = "0" * 64
+
+# A spec for each code that is wrong in this way only.
+MISTAKES = {
+    "empty-spec": "",
+    "yaml-syntax": VALID + "a: [",
+    "several-documents": VALID + "---\na: 1\n",
+    "nested-too-deep": VALID + "a: " + "[" * 50,
+    "spec-too-large": VALID + "#" * 300_000,
+    "not-text": VALID + "\x00",
+    "duplicate-key": VALID + "version: 1\n",
+    "bad-key": VALID + "[a]: 1\n",
+    "tag": VALID + "gate: !!python/object {}\n",
+    "unknown-anchor": VALID + "verify: {data: *npz}\n",
+    "unknown-key": VALID + "gates: {}\n",
+    "missing-key": "model: m.onnx\n" + RANGES,
+    "empty-value": VALID + "gate:\n",
+    "wrong-type": VALID + "passes: []\n",
+    "wrong-length": VALID + "inputs: {images: {range: [1]}}\n",
+    "out-of-range": VALID + "gate: {min_tensorrt_flops: 95}\n",
+    "not-a-number": VALID + "verify: {atol: .nan}\n",
+    "min-opt-max": HEAD + RANGES.replace("opt: 4", "opt: 9"),
+    "range-order": VALID + "inputs: {images: {range: [1, 0]}}\n",
+    "unknown-version": VALID.replace("1", "2", 1),
+    "unknown-precision": VALID + "precision: fp32x\n",
+    "unknown-backend": VALID + "targets: [{name: a, backend: trt}]\n",
+    "unknown-runtime": VALID + "fallback: {runtime: tflite}\n",
+    "unknown-compute-capability": VALID + "targets: [{name: a, compute_capability: 8.7}]\n",
+    "bad-sha256": VALID.replace("m.onnx", "{path: m.onnx, sha256: abc}"),
+    "bad-target-name": VALID + "targets: [{name: a/b}]\n",
+    "duplicate-target": VALID + "targets: [{name: a}, {name: A}]\n",
+    "bad-selector": VALID + "partition: {off_tensorrt: [{}]}\n",
+    "dims-and-profiles": VALID + "profiles: [{batch: 1, height: 32, ids_0: 5}]\n",
+    "not-in-this-version": VALID + "precision: fp16\n",
+    "unknown-pass": VALID + "passes: {disable: [fuse-gelo]}\n",
+    "no-data": VALID + "verify: {data: '*.npz'}\n",
+    "model-not-found": VALID.replace("m.onnx", "n.onnx"),
+    "model-unreadable": VALID.replace("m.onnx", "."),
+    "sha256-mismatch": VALID.replace("m.onnx", f"{{path: m.onnx, sha256: '{SHA}'}}"),
+    "unknown-input": VALID + "inputs: {image: {}}\n",
+    "rank-mismatch": HEAD + "dims: {ids_0: 5}\ninputs: {images: {shape: [1, 3, 32]}}\n",
+    "fixed-axis": VALID + "inputs: {images: {shape: [batch, 4, height, 32]}}\n",
+    "axis-without-range": HEAD + RANGES.replace(", ids_0: 5", ""),
+    "unknown-symbol": VALID.replace("ids_0", "many: 1, manny: 1, ids_0"),
+    "unknown-tensor": VALID + "partition: {points: [rr]}\n",
+    "bad-point": VALID + "partition: {points: [images]}\n",
+    "unknown-op": VALID + "partition: {off_tensorrt: [{op: Convv}]}\n",
+    "unknown-node": VALID + "partition: {off_tensorrt: [{node: /tail/*}]}\n",
+}
+
+
+@pytest.mark.parametrize("code", MISTAKES)
+def test_each_mistake_has_its_code_and_no_other(code: str) -> None:
+    assert codes(MISTAKES[code]) == [code]
+
+
+def test_the_mistakes_are_all_there_are() -> None:
+    elsewhere = {
+        *("spec-not-found", "spec-unreadable", "json-syntax"),  # test_source
+        *("input-without-shape", "op-not-in-model"),  # below
+    }
+    from test_codes import codes_in
+
+    checking = ("source", "compile_spec", "schema_problem", "model_problem", "check")
+    used = {code for name in checking for code in codes_in(name)}
+    assert used == elsewhere | MISTAKES.keys()
+    assert used <= CODES.keys()
+
+
+@pytest.mark.parametrize("code", [code for code in MISTAKES if code != "empty-spec"])
+def test_each_mistake_has_a_place_in_the_file(code: str) -> None:
+    (fault,) = faults(MISTAKES[code])
+    if code == "spec-too-large":
+        assert fault.place is None  # too large to be looked at
+    else:
+        assert fault.place is not None
+        assert 1 <= fault.place.line <= MISTAKES[code].count("\n") + 1
+
+
+def test_a_mistyped_pass() -> None:
+    text = VALID + "passes:\n  disable:\n    - fold-constants\n    - fuse-gelo\n"
+    assert (
+        rendered(text)
+        == """\
+error[unknown-pass]: there is no pass called `fuse-gelo`
+  --> spec.yaml:7:7
+7 |     - fuse-gelo
+  |       ^^^^^^^^^
+  do: write `fuse-gelu`, or see all of them with `optc passes`"""
+    )
+
+
+def test_a_mistyped_key() -> None:
+    assert (
+        rendered(VALID + "partition: {poinst: [r]}\n")
+        == """\
+error[unknown-key]: `partition` has no key `poinst`
+  --> spec.yaml:4:13
+4 | partition: {poinst: [r]}
+  |             ^^^^^^
+  do: write `points`"""
+    )
+
+
+def test_a_dynamic_axis_without_a_range() -> None:
+    assert (
+        rendered("version: 1\nmodel: m.onnx\ndims: {height: 32, ids_0: 5}\n")
+        == """\
+error[axis-without-range]: `batch` has no range: it is axis 0 of `images`
+  --> spec.yaml:3:1
+3 | dims: {height: 32, ids_0: 5}
+  | ^^^^
+  do: add `batch: {min: 1, opt: 4, max: 8}` to `dims`, or a number to pin it"""
+    )
+
+
+def test_dynamic_axes_without_any_ranges_get_one_line_to_add() -> None:
+    todo = (
+        "add the line `dims: {batch: {min: 1, opt: 4, max: 8}, "
+        "height: {min: 320, opt: 640, max: 1280}, ids_0: {min: 1, opt: 4, max: 8}}`, "
+        "with your numbers"
+    )
+    found = faults(HEAD)
+    assert [(fault.code, fault.todo) for fault in found] == [("axis-without-range", todo)] * 3
+    line = todo.removeprefix("add the line `").removesuffix("`, with your numbers")
+    assert faults(HEAD + line + "\n") == ()
+
+
+def test_a_mistyped_model() -> None:
+    assert (
+        rendered(VALID.replace("m.onnx", "n.onnx"))
+        == """\
+error[model-not-found]: there is no model n.onnx
+  --> spec.yaml:2:8
+2 | model: n.onnx
+  |        ^^^^^^
+  do: write `m.onnx`"""
+    )
+
+
+def test_a_range_in_the_wrong_order_with_tabs_and_other_scripts_before_it() -> None:
+    text = HEAD + 'dims: {"größe":\t{min: 4, opt: 2, max: 8}, batch: 1, height: 1, ids_0: 1}\n'
+    assert (
+        rendered(text)
+        == """\
+error[min-opt-max]: min 4, opt 2, max 8 are not in ascending order
+  --> spec.yaml:3:17
+3 | dims: {"größe":\t{min: 4, opt: 2, max: 8}, batch: 1, height: 1, ids_0: 1}
+  |                \t^^^^^^^^^^^^^^^^^^^^^^^^
+  do: write `{min: 2, opt: 4, max: 8}`, if that is what is meant"""
+    )
+
+
+def test_text_for_a_number_and_a_number_for_text() -> None:
+    found = faults(VALID.replace("height: 32", 'height: "32"') + "partition: {points: [495]}\n")
+    assert [(fault.code, fault.todo) for fault in found] == [
+        ("wrong-type", "write it without quotes: `32`"),
+        ("wrong-type", 'put it in quotes: `"495"`'),
+    ]
+
+
+def test_all_problems_come_in_one_go_in_the_order_of_the_file() -> None:
+    text = """\
+version: 2
+model: m.onnx
+inputs:
+  images: {shape: [batch, 3, height, 64], range: [0, .nan]}
+  img: {}
+dims:
+  batch: {min: 1, opt: 4}
+  heigth: 32
+  ids_0: yes
+targets:
+  - {name: a, compute_capability: 8.8}
+  - {nam: b}
+precision: fp8
+passes: {disable: [nothing]}
+partition:
+  points: [r, rr, 3]
+  off_tensorrt: [{op: Rellu}, {node: /nothing}, {op: a, node: b}]
+verify: {data: [1, no.npz]}
+verify: {}
+extra: 1
+"""
+    found = [(f.place.line if f.place else 0, f.code) for f in faults(text)]
+    assert found == [
+        (1, "unknown-version"),
+        (4, "fixed-axis"),
+        (4, "not-a-number"),
+        (5, "unknown-input"),
+        (6, "axis-without-range"),
+        (7, "missing-key"),
+        (8, "unknown-symbol"),
+        (9, "wrong-type"),
+        (11, "unknown-compute-capability"),
+        (12, "unknown-key"),
+        (13, "not-in-this-version"),
+        (14, "unknown-pass"),
+        (16, "unknown-tensor"),
+        (16, "wrong-type"),
+        (17, "unknown-op"),
+        (17, "unknown-node"),
+        (17, "bad-selector"),
+        (18, "wrong-type"),
+        (18, "no-data"),
+        (19, "duplicate-key"),
+        (20, "unknown-key"),
+    ]
+
+
+def test_what_is_faulty_is_not_missing_besides() -> None:
+    assert codes(VALID.replace("model: m.onnx", "model: 3")) == ["wrong-type"]
+    assert codes(VALID.replace("model:", "modle:")) == ["unknown-key"]
+    assert codes(VALID.replace("dims:", "dim:")) == ["unknown-key"]
+    assert codes(VALID.replace("dims: {", "dims: [{").replace("}\n", "}]\n")) == ["wrong-type"]
+    assert codes(VALID + "inputs: {images: {shape: [a, b, c, 1.5]}}\n") == ["wrong-type"]
+    assert codes(VALID + "targets: [{name: 3}]\n") == ["wrong-type"]
+    assert codes(HEAD + "profiles: [{batch: x, height: 1, ids_0: 1}, 3]\n") == ["wrong-type"] * 2
+
+
+def test_booleans_are_no_numbers() -> None:
+    assert codes(VALID.replace("32", "true")) == ["wrong-type"]
+    assert codes(VALID.replace("1", "true", 1)) == ["unknown-version"]
+    assert codes(VALID + "gate: {max_engines: true}\n") == ["wrong-type"]
+    assert codes(VALID + "inputs: {images: {shape: [true, 3, height, 32]}}\n") == ["wrong-type"]
+    assert codes(VALID + "targets: [{name: a, compute_capability: true}]\n") == [
+        "unknown-compute-capability"
+    ]
+
+
+@pytest.mark.parametrize("huge", ["1" + "0" * 30, "1" + "0" * 400, "9" * 5000])
+def test_huge_numbers(huge: str) -> None:
+    beyond = {"out-of-range", "not-a-number"}
+    (code,) = codes(VALID.replace("32", huge))
+    assert code in beyond
+    (code,) = codes(VALID + f"gate: {{max_engines: {huge}}}\n")
+    assert code in beyond
+    (code,) = codes(VALID + f"verify: {{atol: -{huge}}}\n")
+    assert code in beyond
+    (code,) = codes(VALID + f"inputs: {{images: {{shape: [{huge}, 3, height, 32]}}}}\n")
+    assert code in beyond
+
+
+# ---------------------------------------------------------------------- what a right spec means
+
+
+def test_inputs_and_ranges() -> None:
+    spec = checked(VALID + "inputs: {images: {range: [-1, 1]}}\n")
+    assert spec.inputs == {
+        "images": ResolvedInput(TensorProto.FLOAT, ("batch", 3, 32, 32), (-1.0, 1.0)),
+        "ids": ResolvedInput(TensorProto.INT64, (5,)),
+        "flag": ResolvedInput(TensorProto.BOOL, ()),
+    }
+    assert list(spec.inputs) == ["images", "ids", "flag"]
+    assert spec.profiles == ({"batch": Range(min=1, opt=4, max=8)},)
+    assert spec.notes == ()
+    assert spec.outline_ok
+    assert spec.model_path == Path("m.onnx")
+    assert spec.sha256 == hashlib.sha256(Path("spec.yaml").read_bytes()).hexdigest()
+
+
+def test_axes_are_renamed_and_pinned() -> None:
+    spec = checked(
+        HEAD
+        + "inputs: {images: {shape: [n, 3, 64, 32]}, ids: {shape: [n]}, flag: {shape: []}}\n"
+        + "dims: {n: {min: 2, opt: 2, max: 3}}\n"
+    )
+    assert [value.shape for value in spec.inputs.values()] == [("n", 3, 64, 32), ("n",), ()]
+    assert spec.profiles == ({"n": Range(min=2, opt=2, max=3)},)
+
+
+def test_a_question_mark_and_minus_one_mean_the_axis_s_own_name() -> None:
+    spec = checked(
+        HEAD
+        + 'inputs: {images: {shape: ["?", 3, -1, 32]}}\n'
+        + "dims: {images_0: {min: 1, opt: 1, max: 2}, images_2: 16, ids_0: 1}\n"
+    )
+    assert spec.inputs["images"].shape == ("images_0", 3, 16, 32)
+
+
+def test_profiles_pin_what_they_all_pin() -> None:
+    spec = checked(
+        HEAD
+        + "profiles:\n"
+        + "  - {batch: 1, height: 32, ids_0: 5}\n"
+        + "  - {batch: 8, height: 32, ids_0: {min: 5, opt: 5, max: 5}, found: 100}\n"
+    )
+    assert spec.inputs["images"].shape == ("batch", 3, 32, 32)
+    assert spec.inputs["ids"].shape == (5,)
+    assert spec.profiles == (
+        {"batch": Range.fixed(1)},
+        {"batch": Range.fixed(8), "found": Range.fixed(100)},
+    )
+
+
+def test_symbols_inside_the_model_may_be_given() -> None:
+    inner = "found: {min: 0, opt: 10, max: 100}, many: 3, i_1: 7"
+    spec = checked(VALID.replace("ids_0", f"{inner}, ids_0"))
+    assert set(spec.profiles[0]) == {"batch", "found", "many", "i_1"}
+
+
+@pytest.mark.parametrize(
+    ("symbol", "todo"),
+    [
+        ("heigth", "write `height`"),
+        ("images_0", "that axis is called `batch` here"),
+        ("zzz", "the dynamic axes of the inputs are `batch`, `height`, `ids_0`"),
+        ("i_x", None),
+        ("nothing_1", None),
+    ],
+)
+def test_a_symbol_that_nothing_has(symbol: str, todo: str | None) -> None:
+    (fault,) = faults(VALID.replace("ids_0", f"{symbol}: 1, ids_0"))
+    assert fault.code == "unknown-symbol"
+    assert todo is None or fault.todo == todo
+
+
+def test_the_old_name_of_a_renamed_axis_is_unknown() -> None:
+    (fault,) = faults(
+        HEAD
+        + "inputs: {images: {shape: [n, 3, height, 32]}}\n"
+        + "dims: {n: 1, batch: 2, height: 1, ids_0: 1}\n"
+    )
+    assert (fault.code, fault.todo) == ("unknown-symbol", "that axis is called `n` here")
+
+
+def test_each_profile_gives_every_symbol() -> None:
+    found = faults(HEAD + "profiles:\n  - {batch: 1, height: 2, ids_0: 1}\n  - {batch: 2}\n")
+    assert [(f.code, f.place.line) for f in found if f.place] == [("axis-without-range", 5)] * 2
+    found = faults(HEAD + "profiles:\n  - {batch: 1, height: 2}\n  - {batch: 2, height: 1}\n")
+    assert [(f.code, f.place.line) for f in found if f.place] == [("axis-without-range", 3)]
+
+
+@pytest.mark.parametrize(
+    ("point", "problem"),
+    [
+        ("images", "is an input of the model"),
+        ("w", "is a constant"),
+        ("one", "is a constant"),
+        ("t1", "is made inside the body"),
+    ],
+)
+def test_where_a_stage_cannot_end(point: str, problem: str) -> None:
+    (fault,) = faults(VALID + f"partition: {{points: [{point}]}}\n")
+    assert fault.code == "bad-point"
+    assert problem in fault.problem
+
+
+@pytest.mark.parametrize(
+    "selector",
+    ["{op: Exp}", "{node: /head/then/*}", "{node: GlobalAveragePool_2}", "{node: '/*/Conv'}"],
+)
+def test_selectors_that_find_something(selector: str) -> None:
+    spec = checked(
+        VALID
+        + f"partition: {{off_tensorrt: [{selector}], points: [r, boxes]}}\n"
+        + f"precision: {{keep_fp32: [{selector}]}}\n"
+    )
+    assert spec.notes == ()
+
+
+def test_a_known_op_that_the_model_lacks_is_a_note() -> None:
+    spec = checked(VALID + "partition: {off_tensorrt: [{op: NonZero}]}\n")
+    (note,) = spec.notes
+    assert (note.severity, note.code) == ("note", "op-not-in-model")
+    assert note.place is not None
+
+
+def test_single_nodes_cannot_be_kept_out_of_tf32() -> None:
+    text = VALID + "precision: {default: tf32, keep_fp32: [{op: Conv}]}\n"
+    assert codes(text) == ["not-in-this-version"]
+    assert codes(VALID + "precision: tf32\n") == []
+
+
+def test_a_model_of_ir_version_3_lists_weights_as_inputs(beside_model: Path) -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])
+    w = helper.make_tensor("w", TensorProto.FLOAT, [2], [1, 2])
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "w"], ["y"])],
+        "g",
+        [x, helper.make_tensor_value_info("w", TensorProto.FLOAT, [2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])],
+        [w],
+    )
+    (beside_model / "m.onnx").write_bytes(
+        helper.make_model(graph, ir_version=3).SerializeToString()
+    )
+    assert list(checked(HEAD).inputs) == ["x"]
+    (fault,) = faults(HEAD + "inputs: {w: {}}\n")
+    assert fault.problem == "the model has no input `w`: that is a weight"
+
+
+def test_an_input_without_a_shape_needs_one(beside_model: Path) -> None:
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [], [])
+    graph.input.add(name="x").type.tensor_type.elem_type = TensorProto.FLOAT
+    (beside_model / "m.onnx").write_bytes(helper.make_model(graph).SerializeToString())
+    assert codes(HEAD) == ["input-without-shape"]
+    spec = checked(HEAD + "inputs: {x: {shape: [n, 2]}}\ndims: {n: 3}\n")
+    assert spec.inputs["x"].shape == (3, 2)
+
+
+def test_a_broken_model_does_not_hide_the_spec_s_own_mistakes(beside_model: Path) -> None:
+    (beside_model / "m.onnx").write_bytes(b"this is no model")
+    assert codes(VALID + "gate: {max_engines: 0}\n") == ["out-of-range"]
+    spec = checked(VALID)
+    assert not spec.outline_ok
+    assert spec.inputs == {}
+
+
+def test_the_hash_of_the_model_is_compared_and_kept(beside_model: Path) -> None:
+    sha256 = hashlib.sha256((beside_model / "m.onnx").read_bytes()).hexdigest()
+    text = VALID.replace("m.onnx", f"{{path: m.onnx, sha256: {sha256.upper()}}}")
+    assert checked(text).model_sha256 == sha256
+    assert checked(VALID).model_sha256 is None
+
+
+def test_paths_are_taken_from_the_folder_of_the_spec(
+    beside_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (beside_model / "data").mkdir()
+    (beside_model / "data" / "a.npz").write_bytes(b"")
+    (beside_model / "spec.yaml").write_text(VALID + "verify: {data: 'data/*.npz'}\n")
+    monkeypatch.chdir("/")
+    spec = check(beside_model / "spec.yaml")
+    assert spec.model_path == beside_model / "m.onnx"
+
+
+def test_the_passes_are_asked_for_only_where_a_spec_names_some() -> None:
+    asked: list[str] = []
+
+    def passes() -> list[str]:
+        asked.append("asked")
+        return ["fuse-gelu"]
+
+    Path("spec.yaml").write_text(VALID)
+    check("spec.yaml", known_passes=passes)
+    assert asked == []
+    Path("spec.yaml").write_text(VALID + "passes: {disable: [fuse-gelu]}\n")
+    check("spec.yaml", known_passes=passes)
+    assert asked == ["asked"]
+
+
+def test_later_stages_find_places() -> None:
+    spec = checked(VALID + "partition: {points: [r]}\n")
+    assert str(spec.place("partition", "points", 0)) == "spec.yaml:4:22"
+    assert str(spec.place("dims", "batch")) == "spec.yaml:3:15"
+    assert str(spec.place("dims", "batch", key=True)) == "spec.yaml:3:8"
+    assert spec.place("precision") is None
+
+
+def test_line_ends_of_windows_and_aliases_and_json() -> None:
+    assert codes(VALID.replace("\n", "\r\n")) == []
+    assert codes(VALID.replace("height: 32", "height: &x 32").replace("5}", "*x}")) == []
+    assert codes('{"version": 1, "model": "m.onnx"}', "spec.json") == ["axis-without-range"] * 3
+
+
+def test_the_error_carries_exit_code_2() -> None:
+    with pytest.raises(SpecError) as caught:
+        checked("")
+    assert caught.value.exit_code == 2
+
+
+def test_the_ops_are_those_of_onnx() -> None:
+    schemas = onnx.defs.get_all_schemas_with_history()
+    installed = {schema.name for schema in schemas if schema.domain in ("", "ai.onnx.ml")}
+    assert installed - ONNX_OPS == set(), "onnx has new ops: add them to specs/onnx_ops.py"
