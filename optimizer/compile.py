@@ -11,6 +11,7 @@ is the same way into a folder that is thrown away.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,11 +21,12 @@ from typing import TYPE_CHECKING
 import onnx_graphsurgeon as gs
 
 from optc.optimizer.builder import Workers
+from optc.optimizer.compare import Tolerance
 from optc.optimizer.doctor import environment
 from optc.optimizer.engine import EngineBuilder
 from optc.optimizer.gate import check_gate
 from optc.optimizer.oracle import Oracle
-from optc.optimizer.package import PackageWriter, WeightStore, writing
+from optc.optimizer.package import PackageWriter, WeightStore, sha256_of, writing
 from optc.optimizer.partition import decide
 from optc.optimizer.prepare import Prepared, prepare
 from optc.optimizer.progress import Progress, Silent
@@ -33,8 +35,8 @@ from optc.optimizer.summary import Outcome, Planned
 from optc.passes import registry
 from optc.passes.graph import export_model
 from optc.passes.pipeline import AfterPass
-from optc.specs.check import CheckedSpec, check
-from optc.specs.compile_spec import Target
+from optc.specs.check import CheckedSpec, check, files_matching
+from optc.specs.compile_spec import Target, Verify
 from optc.specs.diagnostic import Diagnostic, InputError, nearest
 
 if TYPE_CHECKING:
@@ -96,12 +98,17 @@ def compile_package(
             progress.step("writing the package")
             files, records = write_models(prepared, decided, engines, writer)
             manifest = manifest_of(
-                prepared, decided, environment(workers), files=files, engines=records
+                prepared,
+                decided,
+                environment(workers),
+                folder=folder,
+                files=files,
+                engines=records,
             )
         outcome = Outcome(spec, folder, manifest, 0.0, notes=prepared.notes)
         progress.step("running the package against the original")
         _hold(prepared, outcome, writer, progress)
-        writer.write(manifest.report, report_of(prepared, decided, outcome.findings()))
+        writer.write(manifest.report, report_of(prepared, decided, outcome))
         outcome.manifest = writer.commit(manifest)
     outcome.seconds = time.perf_counter() - start
     return outcome
@@ -132,12 +139,12 @@ def plan_package(
         _start(workers, wanted)
         prepared = prepare(checked, progress)
         store = WeightStore(Path(folder))
-        decided, _ = _decided(
-            prepared, wanted, workers, store, Path(folder), progress, build=build
-        )
+        decided, _ = _decided(prepared, wanted, workers, store, Path(folder), progress, build=build)
         store.close()
         files = {stage: path_of_stage(n, stage) for n, stage in enumerate(decided.stages)}
-        manifest = manifest_of(prepared, decided, environment(workers), files=files, engines={})
+        manifest = manifest_of(
+            prepared, decided, environment(workers), folder=None, files=files, engines={}
+        )
     return Planned(manifest, notes=prepared.notes)
 
 
@@ -150,8 +157,40 @@ def verify_package(
     rtol: float | None = None,
     progress: Progress | None = None,
 ) -> Verification:
-    """Hold the package in ``folder`` against its original model."""
-    raise AssertionError
+    """Hold the package in ``folder`` against its original model.
+
+    Args:
+        folder: Of the package.
+        model: The original; by default where the manifest says it was, seen from the package.
+        data: Patterns of npz files, one array an input; by default the spec's, if it has any.
+        atol: Absolute tolerance; by default the spec's, else that of `verify.DEFAULT`.
+        rtol: Relative tolerance, likewise.
+        progress: Told of what goes on.
+
+    Raises:
+        OptcError: If package, model or data cannot be read.
+    """
+    from optc.optimizer.runtime import load
+    from optc.optimizer.verify import DEFAULT, verify
+
+    package = load(folder)
+    manifest = package.manifest
+    asked = Verify.model_validate(manifest.verify or {})
+    home = (folder / (manifest.spec.path or "")).parent
+    original = model if model is not None else Path(os.path.normpath(home / manifest.model.path))
+    _check_original(original, manifest.model.sha256, given=model is not None)
+    files = _data_files(home, asked.data or ()) if data is None else _data_files(Path(), data)
+    tolerance = Tolerance(
+        atol=atol if atol is not None else asked.atol if manifest.verify else DEFAULT.atol,
+        rtol=rtol if rtol is not None else asked.rtol if manifest.verify else DEFAULT.rtol,
+    )
+    return verify(
+        package,
+        original,
+        data=files,
+        tolerance=tolerance,
+        step=(progress or Silent()).step,
+    )
 
 
 # --- the arrows ----------------------------------------------------------------------------------
@@ -197,15 +236,22 @@ def _decided(
     build: bool = True,
 ) -> tuple[Decided, EngineBuilder]:
     """Ask the parser what it refuses, then split, build and blame until every engine builds."""
-    tf32 = prepared.checked.spec.precision.default == "tf32"
-    oracle = Oracle(workers)
-    engines = EngineBuilder(prepared.question, workers, oracle, store, folder, progress, tf32=tf32)
+    checked = prepared.checked
+    engines = EngineBuilder(
+        prepared.question,
+        workers,
+        Oracle(workers),
+        store,
+        folder,
+        progress,
+        tf32=checked.spec.precision.default == "tf32",
+        place_of_profiles=checked.place("profiles", key=True) or checked.place("dims", key=True),
+    )
     progress.step("asking TensorRT what it takes")
-    for backend in dict.fromkeys(target.backend for target in targets):
-        engines.ask_parser(backend)
+    refused = {target.name: engines.refusals(target) for target in targets}
     progress.step("building engines")
     plans, rounds = decide(
-        prepared.question, targets, engines.build if build else None, engines.blame
+        prepared.question, targets, refused, engines.build if build else None, engines.blame
     )
     return Decided(plans, rounds), engines
 
@@ -234,10 +280,75 @@ def _dump(folder: Path, wanted: str | None) -> AfterPass | None:
     return save
 
 
-def _hold(
-    prepared: Prepared, outcome: Outcome, writer: PackageWriter, progress: Progress
-) -> None:
+def _hold(prepared: Prepared, outcome: Outcome, writer: PackageWriter, progress: Progress) -> None:
     """Hold the package, still in its staging folder, against the original model and the gate."""
+    from optc.optimizer.verify import Unwritten, quick_check, verify
+
     checked = prepared.checked
+    asked = checked.spec.verify
+    package = Unwritten(writer.folder, outcome.manifest)
+    if asked is not None:
+        outcome.verification = verify(
+            package,
+            checked.model_path,
+            data=_data_files(checked.path.parent, asked.data or ()),
+            tolerance=Tolerance(atol=asked.atol, rtol=asked.rtol),
+            step=progress.step,
+        )
+    else:
+        outcome.verification = quick_check(package, checked.model_path)
+    outcome.notes += outcome.verification.notes
+    outcome.unmet += outcome.verification.unmet
     if checked.spec.gate is not None:
         outcome.unmet += check_gate(checked.spec.gate, outcome.manifest, checked.place)
+
+
+def _data_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """Return the npz files that ``patterns`` name, seen from ``folder``, each once.
+
+    Raises:
+        InputError: If a pattern matches nothing (``missing-data``).
+    """
+    found: dict[Path, None] = {}
+    problems = []
+    for pattern in patterns:
+        files = files_matching(folder, pattern)
+        found.update(dict.fromkeys(files))
+        if not files:
+            problems.append(
+                Diagnostic(
+                    "missing-data",
+                    f"no file matches `{pattern}`" + (f" in `{folder}`" if folder.parts else ""),
+                    "name npz files that hold one array for each input of the model",
+                )
+            )
+    if problems:
+        raise InputError(*problems)
+    return list(found)
+
+
+def _check_original(path: Path, sha256: str, *, given: bool) -> None:
+    """Make sure that ``path`` is the model that the package was made from.
+
+    Raises:
+        InputError: ``missing-model``, ``other-model``.
+    """
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise InputError(
+            Diagnostic(
+                "missing-model",
+                f"the original model `{path}` cannot be read: {error.strerror}",
+                "name it" + (" another way" if given else " with `--model`"),
+            )
+        ) from error
+    if found != sha256:
+        raise InputError(
+            Diagnostic(
+                "other-model",
+                f"`{path}` is not the model that this package was compiled from: its SHA-256 is "
+                f"{found[:12]}…, not {sha256[:12]}…",
+                "compile the package again, or name the original with `--model`",
+            )
+        )

@@ -1,19 +1,25 @@
-"""Builds the engines of stages, and finds the nodes that keep one from being built."""
+"""Asks TensorRT: what its parser refuses, whether a stage builds, and what keeps it from building."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from onnx import ModelProto
+
 from optc.optimizer.builder import Workers
-from optc.optimizer.job import BuildFailure, BuildJob, BuildResult
+from optc.optimizer.job import BuildFailure, BuildJob, BuildResult, Profile
 from optc.optimizer.oracle import Oracle
 from optc.optimizer.package import WeightStore
-from optc.optimizer.partition import Off, Question, Refused, key_of, profiles_of
+from optc.optimizer.partition import Off, Question, Refused, key_of, profile_shapes
 from optc.optimizer.progress import Progress
-from optc.passes.graph import export_model
+from optc.passes.graph import all_nodes, bodies_of, export_model
 from optc.passes.split import Stage, extract
 from optc.specs.compile_spec import Target
+from optc.specs.diagnostic import Diagnostic, EnvironmentFault, Place, SpecError
+
+HOPELESS = frozenset({"timeout", "killed", "target"})
+"""Failures that no other choice of nodes would mend at a bearable price: the stage goes whole."""
 
 
 class EngineBuilder:
@@ -33,7 +39,10 @@ class EngineBuilder:
         progress: Progress,
         *,
         tf32: bool,
+        place_of_profiles: Place | None = None,
     ) -> None:
+        self._place_of_profiles = place_of_profiles
+        self._profiles_checked = False
         self._question = question
         self._workers = workers
         self._oracle = oracle
@@ -42,7 +51,148 @@ class EngineBuilder:
         self._progress = progress
         self._tf32 = tf32
         self._models: dict[Stage, Path] = {}
+        # A failure may name a node inside a body; what moves is the control-flow node around it.
+        self._owner = {
+            inner.name: node.name
+            for node in question.graph.nodes
+            for inner in (node, *(n for body in bodies_of(node) for n in all_nodes(body)))
+        }
         self._folder.mkdir(parents=True, exist_ok=True)
+
+    # --- the parser ------------------------------------------------------------------------------
+
+    def refusals(self, target: Target) -> Off:
+        """Return the nodes of the whole graph that TensorRT refuses, before anything is split."""
+        model = export_model(self._question.graph, place=self._store.for_stage)
+        found = self._oracle.refusals(
+            model,
+            target.backend,
+            folder=self._folder,
+            compute_capability=target.compute_capability,
+            profiles=self._profiles,
+            tf32=self._tf32,
+        )
+        return {name: Refused(refused.by, refused.text) for name, refused in found.items()}
+
+    def _profiles(self, names: Sequence[str]) -> tuple[Profile, ...] | None:
+        return profile_shapes(self._question, names)
+
+    # --- the builder -----------------------------------------------------------------------------
+
+    def build(self, stages: Sequence[tuple[Stage, Target]]) -> list[BuildResult]:
+        """Build the engines of ``stages`` side by side and return what came of each."""
+        jobs = [self._job(stage, target) for stage, target in stages]
+        labels = {
+            job.engine: f"{target.name}, {len(stage.nodes)} nodes"
+            for job, (stage, target) in zip(jobs, stages, strict=True)
+        }
+        return self._workers.build(
+            jobs,
+            on_done=lambda job, result: self._progress.part(labels[job.engine], "done", 1.0),
+            on_progress=lambda job, phase, fraction: self._progress.part(
+                labels[job.engine], phase, fraction
+            ),
+        )
+
+    def _job(self, stage: Stage, target: Target) -> BuildJob:
+        profiles = self._profiles(stage.inputs)
+        assert profiles is not None, "settled_stages() lets no unbounded axis through"
+        return BuildJob(
+            model=self.model_of(stage),
+            engine=self.engine_of(stage, target),
+            backend=target.backend,
+            compute_capability=target.compute_capability,
+            profiles=profiles,
+            tf32=self._tf32,
+            nodes=[node.name for node in self._question.nodes_of(stage)],
+        )
+
+    # --- blame -----------------------------------------------------------------------------------
+
+    def blame(self, stage: Stage, failure: BuildFailure, target: Target) -> Off:
+        """Return the nodes to take off TensorRT so that the rest of ``stage`` may build.
+
+        In this order: what the parser or the builder named; what does not build alone; what
+        bisection finds. Where none of that tells, the whole stage.
+
+        Raises:
+            EnvironmentFault: If the engine could not be written.
+            SpecError: If the model itself does not take the shapes of a profile.
+        """
+        if failure.reason == "output":
+            raise EnvironmentFault(
+                Diagnostic("cannot-write", failure.text, "make room, or choose another folder")
+            )
+        if failure.reason in HOPELESS:
+            return dict.fromkeys(stage.nodes, Refused("builder", failure.text))
+        found = self._owned(stage, {r.node: Refused("parser", r.text) for r in failure.refusals})
+        if found:
+            return found
+        self._check_profiles()
+        named = dict.fromkeys(failure.nodes, Refused("builder", failure.text))
+        found = self._owned(stage, named)
+        model = self._typed(stage)
+        ops = {self._question.node(name).op for name in found}
+        alone = self._oracle.refused_alone(
+            model,
+            [n for n in stage.nodes if not ops or self._question.node(n).op in ops],
+            target.backend,
+            folder=self._folder,
+            compute_capability=target.compute_capability,
+            profiles=self._profiles,
+            tf32=self._tf32,
+        )
+        found |= {name: Refused(refused.by, refused.text) for name, refused in alone.items()}
+        return found or self._bisected(stage, model, failure, target)
+
+    def _check_profiles(self) -> None:
+        if self._profiles_checked:
+            return
+        self._profiles_checked = True
+        if fault := self._question.profile_fault():
+            _, extents, reason = fault
+            listed = ", ".join(f"{name} = {extent}" for name, extent in extents.items())
+            raise SpecError(
+                Diagnostic(
+                    "profile-breaks-model",
+                    f"the model does not take the shapes of an optimisation profile: at {listed}, "
+                    f"ONNX says: {reason}",
+                    "give extents under `dims` or `profiles` that the model takes, often multiples "
+                    "of its largest stride, such as 32",
+                    self._place_of_profiles,
+                )
+            )
+
+    def _bisected(
+        self, stage: Stage, model: ModelProto, failure: BuildFailure, target: Target
+    ) -> Off:
+        suspects = self._oracle.bisect(
+            model,
+            target.backend,
+            failure,
+            folder=self._folder,
+            compute_capability=target.compute_capability,
+            profiles=self._profiles(stage.inputs) or (),
+            tf32=self._tf32,
+        )
+        how = f"found by bisection in {suspects.builds} builds"
+        blamed = dict.fromkeys(
+            suspects.nodes, Refused("builder", f"{suspects.failure.text} ({how})")
+        )
+        return self._owned(stage, blamed) or dict.fromkeys(
+            stage.nodes, Refused("builder", failure.text)
+        )
+
+    def _owned(self, stage: Stage, refused: Mapping[str, Refused]) -> Off:
+        """Return ``refused`` by nodes of the main graph; free nodes stay, as each stage has them."""
+        owned = set(stage.nodes)
+        by_owner = {self._owner[name]: why for name, why in refused.items() if name in self._owner}
+        return {name: why for name, why in by_owner.items() if name in owned}
+
+    def _typed(self, stage: Stage) -> ModelProto:
+        return export_model(extract(self._question.graph, stage), place=self._store.for_stage)
+
+    # --- files -----------------------------------------------------------------------------------
 
     def model_of(self, stage: Stage) -> Path:
         """Return the file of ``stage`` as ONNX, written when first asked for."""
@@ -62,29 +212,3 @@ class EngineBuilder:
         """Remove the files of stages that did not stay."""
         for path in self._folder.glob("scrap-*"):
             path.unlink()
-
-    def build(self, stages: Sequence[tuple[Stage, Target]]) -> list[BuildResult]:
-        """Build the engines of ``stages`` side by side and return what came of each."""
-        jobs = [self._job(stage, target) for stage, target in stages]
-        labels = {
-            job.engine: f"{target.name}, {len(stage.nodes)} nodes"
-            for job, (stage, target) in zip(jobs, stages, strict=True)
-        }
-        return self._workers.build(
-            jobs,
-            on_done=lambda job, result: self._progress.part(labels[job.engine], "done", 1.0),
-            on_progress=lambda job, phase, fraction: self._progress.part(
-                labels[job.engine], phase, fraction
-            ),
-        )
-
-    def _job(self, stage: Stage, target: Target) -> BuildJob:
-        return BuildJob(
-            model=self.model_of(stage),
-            engine=self.engine_of(stage, target),
-            backend=target.backend,
-            compute_capability=target.compute_capability,
-            profiles=profiles_of(self._question, stage),
-            tf32=self._tf32,
-            nodes=(*stage.nodes, *stage.repeated),
-        )

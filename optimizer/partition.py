@@ -11,14 +11,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import onnx_graphsurgeon as gs
 
-from optc.optimizer.job import BuildFailure, BuildJob, BuildResult
+from optc.optimizer.job import BuildFailure, BuildResult
 from optc.passes.graph import reads
-from optc.passes.split import Runtime, Stage, extract, split, why_not_whole
+from optc.passes.profile_check import why_not_at
+from optc.passes.split import Runtime, Stage, split, why_not_whole
 from optc.passes.tensorrt_rule import shape_readers, why_not_its_types
 from optc.specs.compile_spec import Range, Target
 
@@ -45,6 +45,9 @@ PRODUCTS = frozenset(
         "RNN",
     }
 )
+
+ProfileShapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+"""Name of an input -> its min, opt and max shape."""
 
 Judge = Literal["rule", "parser", "builder", "spec"]
 
@@ -113,7 +116,7 @@ class Question:
         graph: The optimised graph, annotated.
         shapes: Its shapes.
         profiles: The optimisation profiles.
-        off: Nodes off TensorRT for every target: by rule, by the spec, by the parser.
+        off: Nodes off TensorRT for every target: by rule and by the spec.
         points: Tensors where a stage must end.
         flops: Node -> FLOPs.
         fallback: Runtime of what is off TensorRT.
@@ -127,7 +130,6 @@ class Question:
     flops: Mapping[str, int]
     fallback: Runtime = "onnxruntime"
     _nodes: dict[str, gs.Node] = field(default_factory=dict)
-    _tensors: dict[str, gs.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._nodes = {node.name: node for node in self.graph.nodes}
@@ -139,6 +141,18 @@ class Question:
     def nodes_of(self, stage: Stage) -> list[gs.Node]:
         """Return the nodes of ``stage``, repeated ones too."""
         return [self._nodes[name] for name in (*stage.nodes, *stage.repeated)]
+
+    def profile_fault(self) -> tuple[int, dict[str, int], str] | None:
+        """Return a profile, extents of it, and why the model does not take them; None if it does.
+
+        Asked when a build failed, as the builder blames a node for what the profile did.
+        """
+        for index, profile in enumerate(self.profiles):
+            for end in ("opt", "min", "max"):
+                extents = {name: int(getattr(r, end)) for name, r in profile.items()}
+                if reason := why_not_at(self.graph, extents):
+                    return index, extents, reason
+        return None
 
     def is_free(self, node: gs.Node) -> bool:
         """Whether ``node`` makes nothing but sizes, all of them known in terms of symbols."""
@@ -164,17 +178,22 @@ def by_rule(graph: gs.Graph) -> Off:
 
 
 def decide(
-    question: Question, targets: Sequence[Target], build: Build | None, blame: Blame
+    question: Question,
+    targets: Sequence[Target],
+    refused: Mapping[str, Off],
+    build: Build | None,
+    blame: Blame,
 ) -> tuple[list[Plan], list[Round]]:
     """Return what runs where for each target, and the rounds it took.
 
     Args:
         question: What is known beforehand.
         targets: What to build for.
+        refused: Name of a target -> nodes that the parser refuses for it.
         build: Builds engines side by side; None: nothing is built and the plans are unconfirmed.
         blame: Asked for each stage that did not build.
     """
-    plans = [Plan(target, dict(question.off)) for target in targets]
+    plans = [Plan(target, {**refused[target.name], **question.off}) for target in targets]
     rounds: list[Round] = []
     for plan in plans:
         plan.stages = settled_stages(question, plan.off)
@@ -317,38 +336,32 @@ def _too_small(question: Question, stages: Sequence[Stage]) -> Off:
     }
 
 
-def shapes_of_inputs(
-    question: Question, stage: Stage, profile: Mapping[str, Range]
-) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
-    """Return min, opt and max shape of each input of ``stage`` in one optimisation profile."""
-    found = {}
-    for name in stage.inputs:
-        dims = question.shapes.dims(name)
-        assert dims is not None, "settled_stages() lets no input of unknown rank through"
-        ranges = [question.shapes.axis_range(dim, profile) for dim in dims]
-        known = [r for r in ranges if r is not None]
-        assert len(known) == len(ranges), "settled_stages() lets no unbounded axis through"
-        found[name] = (
-            tuple(r.min for r in known),
-            tuple(r.opt for r in known),
-            tuple(r.max for r in known),
-        )
-    return found
+def profile_shapes(question: Question, names: Sequence[str]) -> tuple[ProfileShapes, ...] | None:
+    """Return the optimisation profiles of an engine with the inputs ``names``.
 
-
-def profiles_of(
-    question: Question, stage: Stage
-) -> tuple[dict[str, tuple[tuple[int, ...], ...]], ...]:
-    """Return, for each optimisation profile, the shapes of the inputs with a dynamic axis."""
+    Returns:
+        For each profile of the spec, the shapes of the inputs with a dynamic axis; () where none
+        has one, None where a rank is not known or an axis has no bound.
+    """
+    dims = {name: question.shapes.dims(name) for name in names}
     found = []
     for profile in question.profiles:
-        shapes = shapes_of_inputs(question, stage, profile)
-        dynamic = {
-            name: shapes[name]
-            for name in stage.inputs
-            if any(not isinstance(dim, int) for dim in question.shapes.dims(name) or ())
-        }
-        found.append(dynamic)
+        shapes = {}
+        for name, axes in dims.items():
+            if axes is None:
+                return None
+            if all(isinstance(axis, int) for axis in axes):
+                continue
+            ranges = [question.shapes.axis_range(axis, profile) for axis in axes]
+            known = [r for r in ranges if r is not None]
+            if len(known) < len(ranges):
+                return None
+            shapes[name] = (
+                tuple(r.min for r in known),
+                tuple(r.opt for r in known),
+                tuple(r.max for r in known),
+            )
+        found.append(shapes)
     return tuple(found) if any(found) else ()
 
 
@@ -356,23 +369,3 @@ def key_of(stage: Stage, target: Target) -> str:
     """Return a file name for the engine of ``stage`` while it has no number yet."""
     text = repr((stage, target.name))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def job_of(
-    question: Question, stage: Stage, target: Target, model: Path, engine: Path, *, tf32: bool
-) -> BuildJob:
-    """Return the job that builds ``stage`` for ``target``."""
-    return BuildJob(
-        model=model,
-        engine=engine,
-        backend=target.backend,
-        compute_capability=target.compute_capability,
-        profiles=profiles_of(question, stage),  # type: ignore[arg-type]
-        tf32=tf32,
-        nodes=(*stage.nodes, *stage.repeated),
-    )
-
-
-def part_of(question: Question, stage: Stage) -> gs.Graph:
-    """Return ``stage`` as a graph to export."""
-    return extract(question.graph, stage)

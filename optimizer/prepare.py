@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx_graphsurgeon as gs
 
@@ -18,7 +16,6 @@ from optc.passes.graph import all_nodes, bodies_of, finish, reads
 from optc.passes.pipeline import AfterPass, PipelineReport, optimise
 from optc.passes.shape import Shapes, annotate, infer
 from optc.specs.check import CheckedSpec
-from optc.specs.compile_spec import Range
 from optc.specs.diagnostic import Diagnostic
 
 
@@ -129,13 +126,3 @@ def _notes(checked: CheckedSpec, graph: gs.Graph, points: frozenset[str]) -> lis
                 )
             )
     return notes
-
-
-def symbols_of(profile: Mapping[str, Range]) -> dict[str, dict[str, int]]:
-    """Return an optimisation profile as the manifest records it."""
-    return {name: {"min": r.min, "opt": r.opt, "max": r.max} for name, r in profile.items()}
-
-
-def relative_to_spec(checked: CheckedSpec, path: Path) -> str:
-    """Return ``path`` as the spec would write it."""
-    return Path(os.path.relpath(path.resolve(), checked.path.resolve().parent)).as_posix()

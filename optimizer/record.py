@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from optc import __version__
 from optc.optimizer.arrays import dtype_name
 from optc.optimizer.engine import EngineBuilder
 from optc.optimizer.package import PackageWriter
-from optc.optimizer.partition import Plan, Round, shapes_of_inputs
-from optc.optimizer.prepare import Prepared, relative_to_spec
+from optc.optimizer.partition import Plan, Round, profile_shapes
+from optc.optimizer.prepare import Prepared
+from optc.optimizer.summary import Outcome
 from optc.passes.graph import export_model
 from optc.passes.split import Stage
 from optc.specs import manifest as written
@@ -46,6 +48,7 @@ def manifest_of(
     decided: Decided,
     environment: Mapping[str, Any],
     *,
+    folder: Path | None,
     files: Mapping[Stage, str],
     engines: Mapping[tuple[Stage, str], written.Engine],
 ) -> Manifest:
@@ -55,6 +58,7 @@ def manifest_of(
         prepared: The model.
         decided: What runs where.
         environment: Versions and machine.
+        folder: Where the package is to be; None for a plan.
         files: Stage -> path of its ONNX in the package.
         engines: Stage and target name -> the engine's record; empty for a plan.
     """
@@ -63,19 +67,19 @@ def manifest_of(
     ids = {stage: index for index, stage in enumerate(decided.stages)}
     return Manifest(
         optc_version=__version__,
-        spec=written.SpecRecord(path=str(checked.path), sha256=checked.sha256),
+        spec=written.SpecRecord(
+            path=_seen_from(folder, checked.path) if folder else str(checked.path),
+            sha256=checked.sha256,
+        ),
         model=written.ModelRecord(
-            path=relative_to_spec(checked, checked.model_path),
+            path=_seen_from(checked.path.parent, checked.model_path),
             sha256=checked.model_sha256 or prepared.model.sha256,
             bytes=prepared.model.bytes,
         ),
         precision=spec.precision.model_dump(mode="json"),
         inputs=tuple(_tensor(t, checked.inputs) for t in graph.inputs),
         outputs=tuple(_tensor(t) for t in graph.outputs),
-        profiles=tuple(
-            {name: written.Extents(min=r.min, opt=r.opt, max=r.max) for name, r in profile.items()}
-            for profile in checked.profiles
-        ),
+        profiles=checked.profiles,
         stages=tuple(
             _stage(prepared, decided, stage, ids[stage], files[stage], engines)
             for stage in decided.stages
@@ -99,10 +103,14 @@ def manifest_of(
             )
             for record in prepared.passes.records
         ),
-        environment=dict(environment),
-        verify=spec.verify and spec.verify.model_dump(mode="json"),
+        environment=_plain(dict(environment)),
+        verify=None if spec.verify is None else spec.verify.model_dump(mode="json"),
         rounds=tuple(_plain(asdict(each)) for each in decided.rounds),
     )
+
+
+def _seen_from(folder: Path, path: Path) -> str:
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 
 def _stage(
@@ -140,12 +148,10 @@ def _stage(
         profiles=tuple(
             {
                 name: written.Shapes(min=low, opt=opt, max=high)
-                for name, (low, opt, high) in shapes_of_inputs(question, stage, profile).items()
+                for name, (low, opt, high) in profile.items()
             }
-            for profile in question.profiles
-        )
-        if on_tensorrt
-        else (),
+            for profile in (profile_shapes(question, stage.inputs) or () if on_tensorrt else ())
+        ),
         unconfirmed=on_tensorrt and not all(plan.confirmed for plan in own),
     )
 
@@ -232,13 +238,13 @@ def path_of_stage(number: int, stage: Stage) -> str:
     return f"stages/{number:02d}-{stage.runtime}.onnx"
 
 
-def report_of(prepared: Prepared, decided: Decided, extra: Mapping[str, Any]) -> str:
+def report_of(prepared: Prepared, decided: Decided, outcome: Outcome) -> str:
     """Return the text of ``report.json``: the long version of what the manifest says.
 
     Args:
         prepared: The model and what the passes did.
         decided: What runs where, and the rounds it took.
-        extra: What verification and gate found, by their names.
+        outcome: What verification and gate found.
     """
     passes = prepared.passes
     document = {
@@ -261,8 +267,8 @@ def report_of(prepared: Prepared, decided: Decided, extra: Mapping[str, Any]) ->
             for plan in decided.plans
             for stage, result in plan.engines.items()
         ],
-        "notes": [note.as_json() for note in prepared.notes],
-        **extra,
+        "verification": outcome.verification and outcome.verification.as_json(),
+        "diagnostics": [diagnostic.as_json() for diagnostic in outcome.diagnostics],
     }
     return json.dumps(document, indent=1, default=str) + "\n"
 

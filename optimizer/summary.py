@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from optc.optimizer.verify import Verification
 
+WIDTH_OF_FILES = 160
+"""Characters of a line where the output goes to a file or another program."""
+
 MOST_REASONS = 12
 """Reasons shown to a person; the manifest has all."""
 
@@ -111,7 +114,10 @@ def print_stages(manifest: Manifest) -> None:
     """Print what runs where, and why not in TensorRT."""
     from rich.console import Console
 
+    # Wide enough for the table where nobody reads along on a terminal; it is cropped there only.
     console = Console(markup=False, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = WIDTH_OF_FILES
     for target in manifest.targets:
         stages = manifest.stages_of(target)
         engines = [stage for stage in stages if stage.runtime == "tensorrt"]
@@ -134,14 +140,13 @@ def _table(stages: Iterable[Stage], target: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading, side in (
         ("stage", "right"),
-        ("runtime", "left"),
+        ("runtime    ", "left"),
         ("nodes", "right"),
         ("FLOPs", "right"),
         ("engine", "right"),
-        ("inputs", "left"),
-        ("outputs", "left"),
     ):
-        table.add_column(heading, justify=side, no_wrap=heading != "inputs")  # type: ignore[arg-type]
+        table.add_column(heading, justify=side, no_wrap=True, min_width=len(heading))  # type: ignore[arg-type]
+    table.add_column("outputs", no_wrap=True, overflow="ellipsis", ratio=1)
     for stage in stages:
         engine = stage.engines.get(target)
         size = f"{engine.bytes / 1e6:.1f} MB" if engine else ""
@@ -151,7 +156,6 @@ def _table(stages: Iterable[Stage], target: str) -> Table:
             str(len(stage.nodes)),
             f"{stage.flops_share:.2%}",
             "unconfirmed" if stage.unconfirmed else size,
-            _few(stage.inputs),
             _few(stage.outputs),
         )
     return table

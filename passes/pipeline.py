@@ -23,6 +23,7 @@ from optc.passes.graph import (
     remove_dead,
     sorted_nodes,
 )
+from optc.passes.shape import Shapes, infer
 
 MAX_ROUNDS = 30
 """More rounds than any real model needed (at most 7); passes that undo each other end here."""
@@ -115,7 +116,7 @@ class _Run:
         self.version = 0  # counts changes; what was computed from an older graph is stale
         self.records = {p.name: PassRecord(p.name) for p in passes}
         self.origins = {node.name: (node.name,) for node in all_nodes(graph)}
-        self._shapes: tuple[int, object] = (-1, None)
+        self._shapes: tuple[int, Shapes] | None = None  # and the version they are of
 
     def to_fixpoint(self) -> PipelineReport:
         start = time.perf_counter()
@@ -162,11 +163,9 @@ class _Run:
             self.after(pass_.name, self.version, self.graph)
         return changed
 
-    def shapes(self) -> object:
+    def shapes(self) -> Shapes:
         """Return shapes as of the present version, computed once a version."""
-        from optc.passes.shape import infer
-
-        if self._shapes[0] != self.version:
+        if self._shapes is None or self._shapes[0] != self.version:
             self._shapes = (self.version, infer(self.graph, opset=self.graph.opset))
         return self._shapes[1]
 

@@ -78,7 +78,7 @@ class Tensor(TensorType):
 
 
 class SpecRecord(_Part):
-    """The spec a package was made from. ``path`` is as the user wrote it."""
+    """The spec a package was made from. ``path`` is seen from the package."""
 
     path: str | None = None
     sha256: str
