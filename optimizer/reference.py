@@ -292,6 +292,12 @@ class Model:
             tensors.add_edges_from((read, name) for read in _reads(node) for name in made)
         return tensors
 
+    def leading_to(self, tensor: str) -> set[str]:
+        """Return the names of ``tensor`` and of all that it is computed from."""
+        if tensor not in self.dataflow:
+            return {tensor}
+        return {tensor, *nx.ancestors(self.dataflow, tensor)}
+
     @property
     def _by_evaluator(self) -> bool:
         return isinstance(self.runner, EvaluatorRunner)
@@ -330,7 +336,7 @@ def _first_line(error: BaseException) -> str:
 
 def _ort_value(array: Array) -> ort.OrtValue:
     """Return ``array`` for ONNX Runtime, which reads it in place."""
-    array = np.asarray(array, order="C")
+    array = np.require(array, requirements=["C", "A"])
     if array.dtype.char in _NATIVE:
         return ort.OrtValue.ortvalue_from_numpy(array)
     number = helper.np_dtype_to_tensor_dtype(array.dtype)

@@ -1,0 +1,616 @@
+"""Hold a package against its original model, output by output.
+
+Both run on made-up input at the least, best and largest shapes of every optimisation profile, and
+on the user's data. The original runs on ONNX Runtime with its optimisations off. What differs by
+more than the tolerance is held against the original's own noise (`optc.optimizer.noise`), which is
+measured only then. For what is not explained by it, the first tensor inside the model that differs
+is looked for.
+
+`verify` answers ``optc verify`` and a spec's ``verify:``; `quick_check` is the one run that every
+other compile makes, in which a difference is a warning.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from onnx import helper
+
+from optc.optimizer.arrays import dtype_of, read_arrays
+from optc.optimizer.compare import Difference, Tolerance, compare, is_inexact, number
+from optc.optimizer.feed import checked_feed
+from optc.optimizer.first_difference import Compared, FirstDifference, Search
+from optc.optimizer.made_up import LIMIT_BYTES, At, bytes_needed, made_up, sizes
+from optc.optimizer.noise import FACTOR, Floor, Noise, floors_covering, paired_rows
+from optc.optimizer.reference import Model, Rejected, flattened
+from optc.optimizer.runtime import Device, Package, RunReport
+from optc.specs.compile_spec import Range
+from optc.specs.diagnostic import Diagnostic, InputError, NotMetError, OptcError
+from optc.specs.manifest import Manifest, Target
+from optc.specs.model_problem import ResolvedInput
+
+Array = npt.NDArray[Any]
+Verdict = Literal["not met", "within noise", "met"]
+VERDICTS: tuple[Verdict, ...] = ("not met", "within noise", "met")
+
+DEFAULT = Tolerance(atol=1e-4, rtol=1e-4)
+"""What `optc verify` holds a package to whose spec has no ``verify:``."""
+QUICK = Tolerance(atol=1e-3, rtol=1e-3)
+"""What the quick check warns beyond: a model that is wrong is off by far more."""
+
+MOST_ROWS = 30
+"""Rows of the table that a person is shown, the worst ones; JSON has all."""
+
+
+class Unwritten(Package):
+    """A package that is not in its place yet: nobody has hashed its files, so none is checked."""
+
+    def _check(self, path: str) -> None:
+        pass
+
+
+class Runnable(Compared, Protocol):
+    """What can be verified: a package."""
+
+    @property
+    def last_run(self) -> RunReport | None:
+        """What its last run did."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One input that both models run on.
+
+    Attributes:
+        name: ``min``, ``profile 2, max``, or the path of the user's file.
+        made_up: Whether optc made the input up.
+        make: Gives the input; called once for each use, so that not all are kept.
+    """
+
+    name: str
+    made_up: bool
+    make: Callable[[], dict[str, Array]]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What came of one output in one case.
+
+    Attributes:
+        case: Name of the case.
+        targets: Names of the targets it holds for; those of the same stages are run once.
+        output: Name of the output.
+        difference: How it differs; None for an output that is missing.
+        floor: The noise of the original, where it was measured.
+        rows: How rows have moved, where that explains something.
+    """
+
+    case: str
+    targets: tuple[str, ...]
+    output: str
+    verdict: Verdict
+    difference: Difference | None
+    floor: Floor | None = None
+    rows: str | None = None
+
+    @property
+    def badness(self) -> tuple[float, float, float]:
+        """What findings are sorted by, the worst first."""
+        difference = self.difference
+        share, size = (difference.share_outside, difference.max_abs) if difference else (1.0, 0.0)
+        return (VERDICTS.index(self.verdict), -share, -size)
+
+    def as_json(self) -> dict[str, object]:
+        """Return the finding for programs."""
+        return {
+            "case": self.case,
+            "targets": list(self.targets),
+            "output": self.output,
+            "verdict": self.verdict,
+            "difference": self.difference and self.difference.as_json(),
+            "noise": self.floor and self.floor.as_json(),
+            "rows": self.rows,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class NotCompared:
+    """A case of which nothing was compared.
+
+    Attributes:
+        case: Its name.
+        kind: Who is in the way: the original rejects the input, the package does not run on it, or
+            it would be too large.
+        words: Of whoever it is.
+    """
+
+    case: str
+    kind: Literal["rejected", "failed", "too-large"]
+    words: str
+
+
+@dataclass(slots=True)
+class Verification:
+    """What holding a package against its original gave.
+
+    Attributes:
+        model: The original.
+        tolerance: What was asked for.
+        reference: What ran the original.
+        ran: What ran the package: one report a group of targets.
+        findings: One for each output of each case.
+        not_compared: Cases that could not be run.
+        first: The first tensor inside that differs, for the first finding that is not met.
+        unmet: What is wrong, as errors.
+        notes: Warnings and notes.
+    """
+
+    model: Path
+    tolerance: Tolerance
+    reference: str = ""
+    ran: dict[str, RunReport] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    not_compared: list[NotCompared] = field(default_factory=list)
+    first: FirstDifference | None = None
+    unmet: list[Diagnostic] = field(default_factory=list)
+    notes: list[Diagnostic] = field(default_factory=list)
+
+    @property
+    def diagnostics(self) -> list[Diagnostic]:
+        """All there is to say beside the table."""
+        return [*self.notes, *self.unmet]
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 where the package is not what it should be."""
+        return NotMetError.exit_code if self.unmet else 0
+
+    def check(self) -> None:
+        """Raise NotMetError where the package is not what it should be."""
+        if self.unmet:
+            raise NotMetError(*self.unmet)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything for programs."""
+        return {
+            "ok": not self.unmet,
+            "model": str(self.model),
+            "atol": self.tolerance.atol,
+            "rtol": self.tolerance.rtol,
+            "reference": self.reference,
+            "ran": [report.as_json() for report in self.ran.values()],
+            "findings": [finding.as_json() for finding in self.worst_first()],
+            "not_compared": [
+                {"case": case.case, "kind": case.kind, "words": case.words}
+                for case in self.not_compared
+            ],
+            "first_difference": self.first and self.first.as_json(),
+            "diagnostics": [diagnostic.as_json() for diagnostic in self.diagnostics],
+        }
+
+    def worst_first(self) -> list[Finding]:
+        """Return the findings, the worst one first."""
+        return sorted(self.findings, key=lambda finding: finding.badness)
+
+    def render(self) -> str:
+        """Return the text for people: the table, the low scores, what ran where."""
+        from optc.optimizer.verify_table import text_of
+
+        return text_of(self)
+
+
+def verify(
+    package: Runnable,
+    model: Path,
+    *,
+    data: Sequence[Path] = (),
+    tolerance: Tolerance = DEFAULT,
+    device: Device = "auto",
+    seed: int = 0,
+    step: Callable[[str], None] = lambda text: None,
+) -> Verification:
+    """Compare ``package`` with the original ``model`` on made-up input and on ``data``.
+
+    Args:
+        package: What `optc.load` gives, or an `Unwritten` one. Its manifest says the shapes, the
+            profiles and the ranges of made-up values.
+        model: The file of the original, which is trusted to be well-formed: it was compiled.
+        data: npz files, one array an input.
+        tolerance: What an element may be off by.
+        device: Where the package runs.
+        seed: Of the made-up values.
+        step: Told what is being done.
+
+    Raises:
+        InputError: If a file of ``data`` is not an input of the model.
+        ModelError: ``cannot-run-original``.
+    """
+    run = _Run(package, Model(model), Verification(model, tolerance), device, step)
+    manifest = package.manifest
+    for case in (*_made_up_cases(manifest, run.result, seed), *_data_cases(manifest, data)):
+        run.compare(case, _groups(manifest))
+    run.conclude()
+    return run.result
+
+
+def quick_check(
+    package: Runnable, model: Path, *, device: Device = "auto", seed: int = 0
+) -> Verification:
+    """Compare ``package`` with ``model`` once: first profile, best shapes, first target.
+
+    A difference is a warning with its figures. A package that does not run where the original does,
+    or that lacks an output, is an error.
+
+    Raises:
+        ModelError: ``cannot-run-original``.
+    """
+    run = _Run(package, Model(model), Verification(model, QUICK), device, lambda text: None)
+    result, manifest = run.result, package.manifest
+    for case in itertools.islice(_made_up_cases(manifest, result, seed), 1):
+        run.compare(case, _groups(manifest)[:1], locate=False)
+    run.conclude()
+    soft = {"verify-not-met", "nothing-verified"}
+    result.notes += [
+        replace(
+            problem,
+            severity="warning",
+            todo="hold the package against the model with `optc verify`, on your own data; with a "
+            "`verify:` in the spec, compiling does it",
+        )
+        for problem in result.unmet
+        if problem.code in soft
+    ]
+    result.unmet = [problem for problem in result.unmet if problem.code not in soft]
+    return result
+
+
+# --- cases ---------------------------------------------------------------------------------------
+
+
+def _groups(manifest: Manifest) -> list[tuple[Target, ...]]:
+    """Return the targets, those of the same stages together."""
+    groups: dict[tuple[int, ...], list[Target]] = {}
+    for target in manifest.targets:
+        groups.setdefault(target.stages, []).append(target)
+    return [tuple(group) for group in groups.values()]
+
+
+def _made_up_cases(manifest: Manifest, result: Verification, seed: int) -> Iterator[Case]:
+    """Yield the cases of made-up input: min, opt and max of each profile, each shape once."""
+    inputs: dict[str, ResolvedInput] = {}
+    for tensor in manifest.inputs:
+        try:
+            dtype = int(helper.np_dtype_to_tensor_dtype(dtype_of(tensor.dtype)))
+        except KeyError:
+            dtype = 0
+        if not dtype or tensor.shape is None:
+            result.notes.append(
+                Diagnostic(
+                    "no-made-up-input",
+                    f"no input is made up: `{tensor.name}` ({tensor.dtype}) is no tensor of known "
+                    "rank",
+                    "give real inputs with `verify: {data: ...}` in the spec, or `--data`",
+                    severity="warning",
+                )
+            )
+            return
+        inputs[tensor.name] = ResolvedInput(dtype, tensor.shape, tensor.range)
+    seen = set()
+    levels: tuple[At, ...] = ("min", "opt", "max")
+    profiles: Sequence[Mapping[str, Range]] = manifest.profiles or ({},)
+    for index, profile in enumerate(profiles):
+        # The best shapes first: where all are the same, it is they that are named.
+        for at in sorted(levels, key=lambda level: level != "opt"):
+            shapes = tuple(sizes(given.shape, profile, at) for given in inputs.values())
+            if shapes in seen:
+                continue
+            seen.add(shapes)
+            name = f"profile {index + 1}, {at}" if len(profiles) > 1 else at
+            if (needed := bytes_needed(inputs, profile, at)) > LIMIT_BYTES:
+                result.not_compared.append(
+                    NotCompared(name, "too-large", f"made-up input of {needed / 2**30:.1f} GiB")
+                )
+                continue
+
+            def make(profile: Mapping[str, Range] = profile, at: At = at) -> dict[str, Array]:
+                return made_up(inputs, profile, at, seed)
+
+            yield Case(name, True, make)
+
+
+def _data_cases(manifest: Manifest, data: Sequence[Path]) -> Iterator[Case]:
+    for path in data:
+
+        def make(path: Path = path) -> dict[str, Array]:
+            arrays = read_arrays(path)
+            try:
+                return checked_feed(manifest, arrays)
+            except InputError as error:
+                raise InputError(
+                    *(replace(d, problem=f"`{path}`: {d.problem}") for d in error.diagnostics)
+                ) from error
+
+        yield Case(str(path), False, make)
+
+
+# --- comparing -----------------------------------------------------------------------------------
+
+
+class _Run:
+    """Compares case after case and gathers what comes of it."""
+
+    def __init__(
+        self,
+        package: Runnable,
+        original: Model,
+        result: Verification,
+        device: Device,
+        step: Callable[[str], None],
+    ) -> None:
+        self.result = result
+        self._package = package
+        self._original = original
+        self._noise = Noise(original)
+        self._device = device
+        self._step = step
+        self._compared = 0
+        self._with_values: dict[str, bool] = {}
+        result.reference = original.runner.engine
+        for name in sorted(set(original.runner.inputs) - {t.name for t in package.manifest.inputs}):
+            result.unmet.append(
+                Diagnostic(
+                    "verify-input-missing",
+                    f"the original has an input `{name}`, the package does not",
+                    "compile it again from this model; if that does not help, it is a fault of optc",
+                )
+            )
+
+    def compare(
+        self, case: Case, groups: Sequence[tuple[Target, ...]], *, locate: bool = True
+    ) -> None:
+        """Run both models on ``case`` and compare every output, for each group of targets."""
+        self._step(f"verifying: {case.name}")
+        feeds = case.make()
+        try:
+            expected = flattened(self._original.runner.run(feeds))
+        except Rejected as error:
+            self._rejected(case, str(error))
+            return
+        for name, array in expected.items():
+            told = bool(array.size) and (not is_inexact(array) or bool(np.isfinite(array).any()))
+            self._with_values[name] = self._with_values.get(name, False) or told
+        for group in groups:
+            found = self._found(case, feeds, group)
+            if found is not None:
+                self._compared += 1
+                self._judge(case, feeds, expected, found, group, locate=locate)
+
+    def _found(
+        self, case: Case, feeds: Mapping[str, Array], group: Sequence[Target]
+    ) -> dict[str, Array] | None:
+        try:
+            found = self._package.run(feeds, target=group[0].name, device=self._device)
+        except OptcError as error:
+            words = "; ".join(diagnostic.problem for diagnostic in error.diagnostics)
+            self.result.unmet.append(
+                Diagnostic(
+                    "package-does-not-run",
+                    f"case {case.name}, target `{group[0].name}`: the original runs, the package "
+                    f"does not: {words}",
+                    "leave passes out one by one with `passes: {disable: [...]}` to find the one "
+                    "that is at fault, and report it",
+                )
+            )
+            self.result.not_compared.append(NotCompared(case.name, "failed", words))
+            return None
+        if self._package.last_run is not None:
+            self.result.ran[group[0].name] = self._package.last_run
+        return flattened(found)
+
+    def _judge(
+        self,
+        case: Case,
+        feeds: Mapping[str, Array],
+        expected: Mapping[str, Array],
+        found: Mapping[str, Array],
+        group: Sequence[Target],
+        *,
+        locate: bool,
+    ) -> None:
+        tolerance = self.result.tolerance
+        differences = {
+            name: compare(array, found[name], tolerance)
+            for name, array in expected.items()
+            if name in found
+        }
+        off = [name for name, difference in differences.items() if not difference.agrees]
+        floors: dict[str, Floor] = {}
+        covered: set[str] = set()
+        if off:
+            self._step(f"verifying: {case.name}, measuring the noise of the original")
+            floors, covered = floors_covering(
+                self._noise, feeds, expected, {name: found[name] for name in off}, tolerance
+            )
+        targets = tuple(target.name for target in group)
+        for name, array in expected.items():
+            verdict: Verdict = "met"
+            rows = None
+            if name not in found:
+                verdict = "not met"
+            elif name in off:
+                verdict = "within noise" if name in covered else "not met"
+                pairing = paired_rows(array, found[name], tolerance)
+                rows = str(pairing) if pairing and pairing.explains else None
+            finding = Finding(
+                case.name, targets, name, verdict, differences.get(name), floors.get(name), rows
+            )
+            self.result.findings.append(finding)
+            if verdict == "not met" and name in found and locate and self.result.first is None:
+                self._step(f"verifying: {case.name}, looking for the first difference")
+                search = Search(self._original, self._noise, self._package, tolerance, self._device)
+                self.result.first = search.run(feeds, name, group[0])
+
+    def _rejected(self, case: Case, words: str) -> None:
+        if not case.made_up:
+            raise InputError(
+                Diagnostic(
+                    "data-rejected",
+                    f"`{case.name}`: the original model does not run on it: {words}",
+                    "verify with inputs that the original takes",
+                )
+            )
+        self.result.not_compared.append(NotCompared(case.name, "rejected", words))
+
+    # -- what it comes to
+
+    def conclude(self) -> None:
+        """Say in diagnostics what the findings come to."""
+        result = self.result
+        self._note_not_compared()
+        if blank := [name for name, told in self._with_values.items() if not told]:
+            result.notes.append(
+                Diagnostic(
+                    "nothing-to-compare",
+                    f"in no case {_listed(blank)} held a number (no rows, or only NaN): nothing is "
+                    "known of it",
+                    "give real inputs with `verify: {data: ...}` in the spec, or `--data`",
+                    severity="warning",
+                )
+            )
+        told = set()
+        for finding in result.worst_first():
+            if finding.verdict == "not met" and finding.output not in told:
+                told.add(finding.output)
+                result.unmet.append(self._problem_of(finding))
+        if not self._compared and not result.unmet:
+            result.unmet.append(
+                Diagnostic(
+                    "nothing-verified",
+                    "in no case the original and the package both ran: nothing is known of what "
+                    "the package computes",
+                    "give real inputs with `verify: {data: ...}` in the spec, or `--data`",
+                )
+            )
+
+    def _note_not_compared(self) -> None:
+        for case in self.result.not_compared:
+            if case.kind == "rejected":
+                guess = _likely_at_fault(self._package.manifest)
+                self.result.notes.append(
+                    Diagnostic(
+                        "made-up-input-rejected",
+                        f"case {case.case} was not compared: the original model does not run on "
+                        f"made-up input: {case.words}",
+                        f"say what the values are, such as `inputs: {{{guess}: {{range: [0, 9]}}}}`"
+                        " in the spec, or give real inputs with `verify: {data: ...}` or `--data`",
+                        severity="warning",
+                    )
+                )
+            elif case.kind == "too-large":
+                self.result.notes.append(
+                    Diagnostic(
+                        "made-up-input-too-large",
+                        f"case {case.case} was not compared: it would take {case.words}, and "
+                        f"optc makes up no more than {LIMIT_BYTES >> 30} GiB",
+                        "give a real input of that size with `verify: {data: ...}` or `--data`",
+                        severity="warning",
+                    )
+                )
+
+    def _problem_of(self, finding: Finding) -> Diagnostic:
+        difference, tolerance = finding.difference, self.result.tolerance
+        where = f"output `{finding.output}`, case {finding.case}, {_targets(finding.targets)}"
+        if difference is None:
+            return Diagnostic(
+                "verify-output-missing",
+                f"{where}: the package does not give it",
+                "compile the package again; if that does not help, it is a fault of optc",
+            )
+        parts = [f"{where}: {described(difference, tolerance)}"]
+        if finding.rows:
+            parts.append(finding.rows)
+        if finding.floor is not None:
+            parts.append(noise_in_words(finding.floor))
+        first = self.result.first
+        if first is not None and first.tensor in self._original.leading_to(finding.output):
+            parts.append(_first_in_words(first, tolerance))
+        return Diagnostic("verify-not-met", "; ".join(parts), self._what_to_do(difference, first))
+
+    def _what_to_do(self, difference: Difference, first: FirstDifference | None) -> str:
+        ways = []
+        rewritten = first.rewritten if first is not None else ""
+        fired = [p.name for p in self._package.manifest.passes if rewritten in p.fired]
+        if fired:
+            ways.append(f"try without what rewrote it: `passes: {{disable: [{', '.join(fired)}]}}`")
+        if difference.same_shape and difference.dtypes is None and not difference.special:
+            ways.append("if this is exact enough, raise `verify.atol` and `verify.rtol`")
+        return "; ".join(ways) or "compile again without some passes to find the one at fault"
+
+
+def _first_in_words(first: FirstDifference, tolerance: Tolerance) -> str:
+    place = f"made by {first.op} `{first.node}`" if first.node else f"made by {first.op}"
+    if first.stage is not None:
+        place += f", in stage {first.stage} (`model.onnx` as a whole is right)"
+    what = described(first.difference, tolerance)
+    return f"the first tensor inside that differs is `{first.tensor}`, {place}: {what}"
+
+
+def described(difference: Difference, tolerance: Tolerance) -> str:
+    """Return in words how an output differs."""
+    if difference.dtypes is not None:
+        return f"it is {difference.dtypes[1]}, the original gives {difference.dtypes[0]}"
+    if not difference.same_shape:
+        found, expected = list(difference.found_shape), list(difference.expected_shape)
+        return f"its shape is {found}, the original gives {expected}"
+    text = _values(difference)
+    if isinstance(difference.expected, float) and np.isfinite(difference.expected):
+        limit = tolerance.atol + tolerance.rtol * abs(difference.expected)
+        text += f" (allowed: {limit:.3g})"
+    return (
+        f"{text}; {difference.outside} of {difference.elements} elements "
+        f"({difference.share_outside:.2%}) are outside the tolerance"
+    )
+
+
+def noise_in_words(floor: Floor) -> str:
+    """Return what the noise of the original is."""
+    if not floor.samples:
+        return "the noise of the original could not be measured"
+    parts = []
+    if floor.max_abs:
+        parts.append(
+            f"at most {floor.max_abs:.2g}, {floor.mean_abs:.2g} in the mean, and {FACTOR} times "
+            "that is allowed among values of like size"
+        )
+    if floor.unequal:
+        parts.append(f"at most {floor.unequal} elements change")
+    if floor.rows_move:
+        parts.append(f"rows change places, up to {floor.unpaired} come or go")
+    return f"the noise of the original: {'; '.join(parts) or 'none'} ({floor.samples} samples)"
+
+
+def _values(difference: Difference) -> str:
+    index = list(difference.worst or ())
+    return f"at {index} it is {number(difference.found)}, not {number(difference.expected)}"
+
+
+def _targets(names: Sequence[str]) -> str:
+    return f"{'target' if len(names) == 1 else 'targets'} {_listed(names)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _likely_at_fault(manifest: Manifest) -> str:
+    """Return the input whose made-up values are the least like real ones: the first of integers."""
+    names = [tensor.name for tensor in manifest.inputs if tensor.range is None]
+    ids = [t.name for t in manifest.inputs if "int" in t.dtype and t.name in names]
+    return next(iter((*ids, *names)), manifest.inputs[0].name if manifest.inputs else "input")

@@ -1,0 +1,520 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from model_package import manifest_of, model_of, stage_of
+from onnx import numpy_helper
+
+from optc.optimizer.arrays import write_arrays
+from optc.optimizer.compare import Tolerance
+from optc.optimizer.package import writing
+from optc.optimizer.runtime import Package, load
+from optc.optimizer.verify import Unwritten, Verification, quick_check, verify
+from optc.specs.compile_spec import Range
+from optc.specs.diagnostic import InputError
+from optc.specs.manifest import PassRecord, Target
+
+BATCH: Mapping[str, Range] = {"N": Range(min=1, opt=2, max=4)}
+TIGHT = Tolerance(atol=1e-6, rtol=1e-6)
+
+MLP = """g (float[N,4] x) => (float[N,2] y)
+<float[4,3] w = {0.11,0.21,0.33,-0.41,0.52,0.63,0.71,-0.82,0.93,0.14,0.25,0.36},
+ float[3,2] v = {0.17,-0.29,0.31,0.43,-0.57,0.61}, float[3] b = {0.013,0.027,0.031}>
+{
+    [first] h = MatMul (x, w)
+    [bias] a = Add (h, b)
+    [act] r = Tanh (a)
+    [last] y = MatMul (r, v)
+}"""
+
+
+def saved(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "original.onnx"
+    onnx.save(model_of(text), path)
+    return path
+
+
+def package_of(
+    folder: Path,
+    whole: str,
+    *stages: str,
+    profiles: tuple[Mapping[str, Range], ...] = (BATCH,),
+    **changes: object,
+) -> Package:
+    """Write a package whose ``model.onnx`` is ``whole`` and which runs ``stages``."""
+    with writing(folder) as writer:
+        writer.write("model.onnx", model_of(whole).SerializeToString())
+        parts = [stage_of(writer, i, text) for i, text in enumerate(stages or (whole,))]
+        writer.commit(manifest_of(whole, parts, profiles).model_copy(update=changes))
+    return load(folder)
+
+
+def held(
+    tmp_path: Path, original: str, package: str | None = None, **options: object
+) -> Verification:
+    """Verify a package of ``package`` (the original where it is not given) against ``original``."""
+    made = package_of(tmp_path / "package", package or original)
+    return verify(made, saved(tmp_path / "model", original), **options)  # type: ignore[arg-type]
+
+
+def codes(result: Verification) -> list[str]:
+    return [diagnostic.code for diagnostic in result.diagnostics]
+
+
+# --- what holds ----------------------------------------------------------------------------------
+
+
+def test_a_faithful_package_is_met_at_min_opt_and_max(tmp_path: Path) -> None:
+    result = held(tmp_path, MLP)
+    assert {finding.case for finding in result.findings} == {"min", "opt", "max"}
+    assert {finding.verdict for finding in result.findings} == {"met"}
+    assert result.exit_code == 0
+    assert result.diagnostics == []
+
+
+def test_every_profile_is_tried_and_equal_shapes_once(tmp_path: Path) -> None:
+    profiles = ({"N": Range(min=1, opt=1, max=3)}, {"N": Range(min=3, opt=3, max=3)})
+    package = package_of(tmp_path / "package", MLP, profiles=profiles)
+    result = verify(package, saved(tmp_path, MLP))
+    assert [f.case for f in result.findings] == ["profile 1, opt", "profile 1, max"]
+
+
+def test_it_says_that_no_engine_was_run(tmp_path: Path) -> None:
+    text = held(tmp_path, MLP, device="cpu").render()
+    assert "stage 0 as ONNX on ONNX Runtime on the CPU" in text
+    assert "no engine was run" in text
+    assert "3 of 3 outputs within atol 0.0001, rtol 0.0001" in text
+
+
+def test_targets_of_the_same_stages_are_run_once(tmp_path: Path) -> None:
+    targets = tuple(
+        Target(name=name, backend="tensorrt-rtx", stages=(0,)) for name in ("ampere", "ada")
+    )
+    package = package_of(tmp_path / "package", MLP, targets=targets)
+    result = verify(package, saved(tmp_path, MLP))
+    assert {finding.targets for finding in result.findings} == {("ampere", "ada")}
+    assert len(result.findings) == 3
+
+
+def test_a_package_that_is_not_in_place_yet_can_be_verified(tmp_path: Path) -> None:
+    with writing(tmp_path / "package") as writer:
+        writer.write("model.onnx", model_of(MLP).SerializeToString())
+        manifest = manifest_of(MLP, [stage_of(writer, 0, MLP)], (BATCH,))
+        result = verify(Unwritten(writer.folder, manifest), saved(tmp_path / "model", MLP))
+    assert result.exit_code == 0
+    assert len(result.findings) == 3
+
+
+# --- what does not -------------------------------------------------------------------------------
+
+
+def test_a_changed_weight_is_caught_and_the_first_tensor_named(tmp_path: Path) -> None:
+    result = held(tmp_path, MLP, MLP.replace("0.013,", "0.023,"))
+    assert result.exit_code == 3
+    assert [d.code for d in result.unmet] == ["verify-not-met"]
+    assert result.first is not None
+    assert (result.first.tensor, result.first.op, result.first.node) == ("a", "Add", "bias")
+    assert result.first.stage is None
+    problem = result.unmet[0].problem
+    assert "output `y`" in problem
+    assert "the first tensor inside that differs is `a`, made by Add `bias`" in problem
+    worst = result.worst_first()[0].difference
+    assert worst is not None
+    assert f"at {list(worst.worst or ())} it is {worst.found}, not {worst.expected}" in problem
+
+
+def test_the_pass_that_rewrote_the_first_tensor_is_named(tmp_path: Path) -> None:
+    record = PassRecord(name="fold-add", fired={"bias": ("bias", "other")})
+    broken = package_of(tmp_path / "p", MLP.replace("0.013,", "0.023,"), passes=(record,))
+    result = verify(broken, saved(tmp_path, MLP))
+    assert "passes: {disable: [fold-add]}" in str(result.unmet[0].todo)
+
+
+def test_a_stage_that_differs_from_the_whole_is_named(tmp_path: Path) -> None:
+    """The whole optimised model is right, so it is not a pass but the second stage."""
+    head = """g (float[N,4] x) => (float[N,3] h)
+    <float[4,3] w = {0.11,0.21,0.33,-0.41,0.52,0.63,0.71,-0.82,0.93,0.14,0.25,0.36}>
+    { [first] h = MatMul (x, w) }"""
+    tail = """g (float[N,3] h) => (float[N,2] y)
+    <float[3,2] v = {0.17,-0.29,0.31,0.43,-0.57,0.99}, float[3] b = {0.013,0.027,0.031}>
+    { [bias] a = Add (h, b) [act] r = Tanh (a) [last] y = MatMul (r, v) }"""
+    package = package_of(tmp_path / "package", MLP, head, tail)
+    result = verify(package, saved(tmp_path, MLP))
+    assert result.first is not None
+    assert (result.first.tensor, result.first.stage) == ("y", 1)
+    assert "in stage 1 (`model.onnx` as a whole is right)" in result.unmet[0].problem
+
+
+def test_a_difference_in_a_branch_is_not_hidden_by_a_sound_neighbour() -> None:
+    """Tensors of one branch stand before those of the other; only the join shows both."""
+    import networkx as nx
+
+    from optc.optimizer.compare import Difference
+    from optc.optimizer.first_difference import first_of
+
+    flow = nx.DiGraph()
+    left = [f"l{i}" for i in range(40)]
+    right = [f"r{i}" for i in range(400)]
+    for chain in (left, right):
+        flow.add_edges_from(pairwise(chain))
+    flow.add_edges_from([(left[-1], "join"), (right[-1], "join")])
+    bad = {*left[23:], "join"}
+    asked: list[int] = []
+
+    def differing(names: Sequence[str]) -> dict[str, Difference]:
+        asked.append(len(names))
+        return {name: Difference((), (), 1, 1) for name in names if name in bad}
+
+    found = first_of([*left, *right, "join"], flow, differing)
+    assert found is not None
+    assert found[0] == "l23"
+    assert max(asked) <= 16
+    assert len(asked) <= 6
+
+
+def test_a_missing_output_is_a_failure(tmp_path: Path) -> None:
+    both = "g (float[N] x) => (float[N] y, float[N] z) { y = Neg (x) z = Abs (x) }"
+    one = "g (float[N] x) => (float[N] y) { y = Neg (x) }"
+    result = held(tmp_path, both, one)
+    assert codes(result) == ["verify-output-missing"]
+    assert result.exit_code == 3
+
+
+def test_a_missing_input_is_a_failure(tmp_path: Path) -> None:
+    two = "g (float[N] x, float[N] z) => (float[N] y) { y = Neg (x) }"
+    one = "g (float[N] x) => (float[N] y) { y = Neg (x) }"
+    result = held(tmp_path, two, one)
+    assert "verify-input-missing" in codes(result)
+    assert result.exit_code == 3
+
+
+def test_another_dtype_is_a_failure(tmp_path: Path) -> None:
+    result = held(
+        tmp_path,
+        "g (float[N] x) => (int64[N] y) { y = Cast <to = 7> (x) }",
+        "g (float[N] x) => (int32[N] y) { y = Cast <to = 6> (x) }",
+    )
+    assert codes(result) == ["verify-not-met"]
+    assert "it is int32, the original gives int64" in result.unmet[0].problem
+
+
+def test_another_shape_is_a_failure(tmp_path: Path) -> None:
+    result = held(
+        tmp_path,
+        "g (float[N,4] x) => (float[N,4] y) { y = Neg (x) }",
+        "g (float[N,4] x) => (float[M,4] y) { c = Concat <axis = 0> (x, x) y = Neg (c) }",
+    )
+    assert result.exit_code == 3
+    assert "its shape is [4, 4], the original gives [2, 4]" in result.unmet[0].problem
+
+
+def test_integers_must_be_equal(tmp_path: Path) -> None:
+    result = held(
+        tmp_path,
+        "g (int64[N] x) => (int64[N] y) <int64 one = {1}> { y = Add (x, one) }",
+        "g (int64[N] x) => (int64[N] y) <int64 one = {2}> { y = Add (x, one) }",
+    )
+    assert codes(result) == ["verify-not-met"]
+
+
+def test_nan_at_the_same_place_is_equal_and_elsewhere_is_not(tmp_path: Path) -> None:
+    root = "g (float[N,4] x) => (float[N,4] y) <float[4] c = {%s}> { s = Add (x, c) y = Sqrt (s) }"
+    same = held(tmp_path / "a", root % "-7.5,3,3,3")
+    assert {f.verdict for f in same.findings} == {"met"}
+    other = held(tmp_path / "b", root % "-7.5,3,3,3", root % "3,-7.5,3,3")
+    assert codes(other) == ["verify-not-met"]
+
+
+def test_a_package_that_does_not_run_is_a_failure(tmp_path: Path) -> None:
+    original = "g (float[N,4] x) => (float[N,4] y) { y = Neg (x) }"
+    broken = """g (float[N,4] x) => (float[M,K] y) <int64[2] s = {3,3}>
+    { [r] z = Reshape (x, s) y = Neg (z) }"""
+    result = held(tmp_path, original, broken)
+    assert codes(result) == ["package-does-not-run"] * 3
+    assert result.exit_code == 3
+    assert "Reshape" in result.unmet[0].problem
+
+
+# --- noise ---------------------------------------------------------------------------------------
+
+
+def noisy_text() -> str:
+    """A model of dynamically quantised products: a rounding that flips moves the result a lot."""
+    rng = np.random.default_rng(3)
+    weights = ",".join(str(v) for v in rng.integers(-127, 127, 64 * 64))
+    return f"""g (float[N,64] x) => (float[N,64] y)
+    <int8[64,64] w = {{{weights}}}, int8 zero = {{0}}, float scale = {{0.00337}},
+     float k = {{SCALE}}>
+    {{
+        s = Mul (x, k)
+        q, qs, qz = DynamicQuantizeLinear (s)
+        m = MatMulInteger (q, w, qz, zero)
+        f = Cast <to = 1> (m)
+        ws = Mul (qs, scale)
+        p = Mul (f, ws)
+        t = Tanh (p)
+        q2, qs2, qz2 = DynamicQuantizeLinear (t)
+        m2 = MatMulInteger (q2, w, qz2, zero)
+        f2 = Cast <to = 1> (m2)
+        ws2 = Mul (qs2, scale)
+        y = Mul (f2, ws2)
+    }}"""
+
+
+def test_a_difference_within_the_noise_of_the_original_is_no_failure(tmp_path: Path) -> None:
+    text = noisy_text()
+    original, package = text.replace("SCALE", "0.9173"), text.replace("SCALE", "0.9173001")
+    many = {"N": Range(min=1024, opt=1024, max=1024)}
+    made = package_of(tmp_path / "package", package, profiles=(many,))
+    result = verify(made, saved(tmp_path, original), tolerance=TIGHT)
+    assert {finding.verdict for finding in result.findings} == {"within noise"}
+    assert result.exit_code == 0, result.unmet
+    assert "within 4 times the noise of the original" in result.render()
+
+
+def test_a_difference_beyond_a_large_noise_is_still_caught(tmp_path: Path) -> None:
+    text = noisy_text()
+    original, package = text.replace("SCALE", "0.9173"), text.replace("SCALE", "0.93")
+    result = held(tmp_path, original, package, tolerance=TIGHT)
+    assert result.exit_code == 3
+    assert result.first is not None
+    assert result.first.tensor == "s"
+
+
+def test_a_small_difference_everywhere_is_not_hidden_by_a_large_one_of_the_noise_somewhere(
+    tmp_path: Path,
+) -> None:
+    """One rounding that flips makes a large floor; the mean tells it from a weight that is off."""
+    text = noisy_text()
+    original, package = text.replace("SCALE", "0.9173"), text.replace("SCALE", "0.9174")
+    many = {"N": Range(min=1024, opt=1024, max=1024)}
+    made = package_of(tmp_path / "package", package, profiles=(many,))
+    result = verify(made, saved(tmp_path, original), tolerance=TIGHT)
+    (finding,) = result.findings
+    assert finding.difference is not None
+    assert finding.floor is not None
+    assert finding.difference.max_abs < 4 * finding.floor.max_abs
+    assert finding.verdict == "not met"
+
+
+def test_noise_is_not_measured_where_all_is_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from optc.optimizer import noise
+
+    monkeypatch.setattr(noise.Noise, "samples", lambda *args: pytest.fail("measured"))
+    assert held(tmp_path, MLP).exit_code == 0
+
+
+DETECTOR = """g (float[N,6] scores, float[6,4] boxes) => (float[K,4] best, float[K] top, int64[K] which)
+<int64[1] k = {4}, int64[1] first = {0}, int64 zero = {0}, float bias = {BIAS}>
+{
+    s = Add (scores, bias)
+    row = Gather <axis = 0> (s, zero)
+    [top] top, which = TopK (row, k)
+    [pick] best = Gather <axis = 0> (boxes, which)
+}"""
+
+
+def test_rows_that_the_original_swaps_too_are_noise(tmp_path: Path) -> None:
+    """Two scores that differ by one unit in the last place: which is first, rounding decides."""
+    original, package = DETECTOR.replace("BIAS", "0.3"), DETECTOR.replace("BIAS", "0.30000001")
+    scores = np.array([[0.1, 0.7, 0.7, 0.2, 0.3, 0.9]], np.float32)
+    scores[0, 2] = np.nextafter(scores[0, 1], np.float32(1))
+    boxes = np.arange(24, dtype=np.float32).reshape(6, 4)
+    write_arrays(tmp_path / "in.npz", {"scores": scores, "boxes": boxes})
+    # The package prefers the other one of the two.
+    swapped = package.replace(
+        "<int64[1] k = {4}", "<float[6] tilt = {0,0,0.0000002,0,0,0}, int64[1] k = {4}"
+    ).replace("s = Add (scores, bias)", "u = Add (scores, bias) s = Add (u, tilt)")
+    made = package_of(tmp_path / "package", swapped)
+    result = verify(made, saved(tmp_path, original), data=[tmp_path / "in.npz"])
+    mine = {f.output: f for f in result.findings if f.case.endswith("in.npz")}
+    assert mine["best"].verdict == "within noise", result.unmet
+    assert mine["which"].verdict == "within noise"
+    assert mine["top"].verdict == "met"
+    assert "2 rows in another place (1 to 2, 2 to 1)" in str(mine["best"].rows)
+
+
+def test_rows_that_the_original_never_swaps_are_a_failure(tmp_path: Path) -> None:
+    scores = np.array([[0.1, 0.7, 0.71, 0.2, 0.3, 0.9]], np.float32)
+    boxes = np.arange(24, dtype=np.float32).reshape(6, 4)
+    write_arrays(tmp_path / "in.npz", {"scores": scores, "boxes": boxes})
+    original = DETECTOR.replace("BIAS", "0.3")
+    tilted = original.replace(
+        "<int64[1] k = {4}", "<float[6] tilt = {0,0.02,0,0,0,0}, int64[1] k = {4}"
+    ).replace("s = Add (scores, bias)", "u = Add (scores, bias) s = Add (u, tilt)")
+    made = package_of(tmp_path / "package", tilted)
+    result = verify(made, saved(tmp_path, original), data=[tmp_path / "in.npz"])
+    mine = {f.output: f for f in result.findings if f.case.endswith("in.npz")}
+    assert mine["best"].verdict == "not met"
+    assert "2 rows in another place" in str(mine["best"].rows)
+    assert result.first is not None
+    assert result.first.tensor == "s"
+
+
+# --- inputs --------------------------------------------------------------------------------------
+
+LOOKUP = """g (float[N,4] x, int64[N] ids) => (float[N,4] y)
+<float[3,4] table = {1,2,3,4,5,6,7,8,9,10,11,12}, int64 far = {FAR}>
+{ i = Add (ids, far) t = Gather <axis = 0> (table, i) y = Add (x, t) }"""
+
+
+def test_made_up_input_that_the_original_rejects_is_a_warning_that_helps(tmp_path: Path) -> None:
+    result = held(tmp_path, LOOKUP.replace("FAR", "7"))
+    assert codes(result) == ["made-up-input-rejected"] * 3 + ["nothing-verified"]
+    assert [d.severity for d in result.notes] == ["warning"] * 3
+    assert "inputs: {ids: {range: [0, 9]}}" in str(result.notes[0].todo)
+    assert "idx=" in result.notes[0].problem or "out of data bounds" in result.notes[0].problem
+    assert result.exit_code == 3
+
+
+def test_a_range_in_the_spec_is_kept_to(tmp_path: Path) -> None:
+    text = LOOKUP.replace("FAR", "-40")
+    package = package_of(tmp_path / "package", text)
+    inputs = [
+        tensor.model_copy(update={"range": (40, 42)}) if tensor.name == "ids" else tensor
+        for tensor in package.manifest.inputs
+    ]
+    package.manifest = package.manifest.model_copy(update={"inputs": tuple(inputs)})
+    result = verify(package, saved(tmp_path, text))
+    assert result.diagnostics == []
+    assert len(result.findings) == 3
+
+
+def test_the_users_data_is_compared_too(tmp_path: Path) -> None:
+    write_arrays(tmp_path / "one.npz", {"x": np.full((3, 4), 0.5, np.float32)})
+    result = held(tmp_path, MLP, data=[tmp_path / "one.npz"])
+    assert str(tmp_path / "one.npz") in {finding.case for finding in result.findings}
+
+
+def test_data_of_another_shape_is_the_users_fault(tmp_path: Path) -> None:
+    write_arrays(tmp_path / "one.npz", {"x": np.zeros((9, 4), np.float32)})
+    with pytest.raises(InputError, match=r"one\.npz.*no profile holds") as caught:
+        held(tmp_path, MLP, data=[tmp_path / "one.npz"])
+    assert caught.value.exit_code == 2
+
+
+def test_data_that_the_original_rejects_is_the_users_fault(tmp_path: Path) -> None:
+    arrays = {"x": np.zeros((1, 4), np.float32), "ids": np.array([99])}
+    write_arrays(tmp_path / "one.npz", arrays)
+    with pytest.raises(InputError, match="does not run on it") as caught:
+        held(tmp_path, LOOKUP.replace("FAR", "0"), data=[tmp_path / "one.npz"])
+    assert caught.value.diagnostics[0].code == "data-rejected"
+
+
+def test_an_input_beyond_all_memory_is_not_made(tmp_path: Path) -> None:
+    profile = {"N": Range(min=1, opt=2, max=2**31 - 1)}
+    package = package_of(tmp_path / "package", MLP, profiles=(profile,))
+    result = verify(package, saved(tmp_path, MLP))
+    assert codes(result) == ["made-up-input-too-large"]
+    assert "not compared: max" in result.render()
+    assert result.exit_code == 0
+
+
+def test_an_empty_axis_is_compared(tmp_path: Path) -> None:
+    profile = {"N": Range(min=0, opt=0, max=2)}
+    package = package_of(tmp_path / "package", MLP, profiles=(profile,))
+    result = verify(package, saved(tmp_path, MLP))
+    assert [f.verdict for f in result.findings] == ["met", "met"]
+
+
+def test_an_output_that_is_always_empty_proves_nothing(tmp_path: Path) -> None:
+    text = """g (float[N] x) => (int64[1,K] where, float[N] y) <float two = {2}>
+    { more = Greater (x, two) where = NonZero (more) y = Neg (x) }"""
+    result = held(tmp_path, text)
+    assert codes(result) == ["nothing-to-compare"]
+    assert "`where`" in result.notes[0].problem
+
+
+# --- for programs --------------------------------------------------------------------------------
+
+
+def test_json_is_json_even_with_infinities(tmp_path: Path) -> None:
+    root = "g (float[N,2] x) => (float[N,2] y) <float[2] c = {%s}> { y = Div (x, c) }"
+    result = held(tmp_path, root % "1,1", root % "1,0")
+    document = json.loads(json.dumps(result.as_json(), allow_nan=False))
+    worst = document["findings"][0]
+    assert worst["verdict"] == "not met"
+    assert worst["difference"]["worst"]["found"] == "inf"
+    assert worst["difference"]["special"] > 0
+    assert document["ok"] is False
+
+
+def test_low_scores_are_shown_on_their_own(tmp_path: Path) -> None:
+    text = "g (float[N,64] x) => (float[N,64] y) <float c = {%s}> { y = Mul (x, c) }"
+    result = held(tmp_path, text % "0.9", text % "0.90001")
+    bands = result.worst_first()[0].difference.bands  # type: ignore[union-attr]
+    assert [band.low for band in bands] == [0.0, 0.05, 0.25, 0.5]
+    assert bands[0].max_abs < bands[-1].max_abs
+    assert "error of `y` by score" in result.render()
+
+
+# --- the quick check -----------------------------------------------------------------------------
+
+
+def test_the_quick_check_runs_once(tmp_path: Path) -> None:
+    package = package_of(tmp_path / "package", MLP)
+    result = quick_check(package, saved(tmp_path, MLP))
+    assert [finding.case for finding in result.findings] == ["opt"]
+    assert result.diagnostics == []
+
+
+def test_a_difference_in_the_quick_check_is_a_warning(tmp_path: Path) -> None:
+    package = package_of(tmp_path / "package", MLP.replace("0.013,", "0.4,"))
+    result = quick_check(package, saved(tmp_path, MLP))
+    assert codes(result) == ["verify-not-met"]
+    assert result.notes[0].severity == "warning"
+    assert "optc verify" in str(result.notes[0].todo)
+    assert result.exit_code == 0
+
+
+def test_a_package_that_does_not_run_fails_the_quick_check(tmp_path: Path) -> None:
+    broken = """g (float[N,4] x) => (float[M,K] y) <int64[2] s = {3,3}>
+    { z = Reshape (x, s) y = Neg (z) }"""
+    package = package_of(tmp_path / "package", broken)
+    original = "g (float[N,4] x) => (float[N,4] y) { y = Neg (x) }"
+    result = quick_check(package, saved(tmp_path, original))
+    assert codes(result) == ["package-does-not-run"]
+    assert result.exit_code == 3
+
+
+def test_made_up_input_that_is_rejected_is_a_warning_in_the_quick_check(tmp_path: Path) -> None:
+    text = LOOKUP.replace("FAR", "7")
+    result = quick_check(package_of(tmp_path / "p", text), saved(tmp_path, text))
+    assert codes(result) == ["made-up-input-rejected", "nothing-verified"]
+    assert result.exit_code == 0
+
+
+def test_weights_in_external_files_are_read_and_moved(tmp_path: Path) -> None:
+    """The original's noise needs its weights, wherever they are."""
+    rng = np.random.default_rng(0)
+    model = model_of(
+        "g (float[N,32] x, float[32,32] w) => (float[N,32] y) { h = MatMul (x, w) y = Tanh (h) }"
+    )
+    del model.graph.input[1]
+    weight = rng.standard_normal((32, 32)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    onnx.save(
+        model,
+        tmp_path / "m.onnx",
+        save_as_external_data=True,
+        location="m.bin",
+        size_threshold=0,
+    )
+    from optc.optimizer.noise import Noise
+    from optc.optimizer.reference import Model
+
+    original = Model(tmp_path / "m.onnx")
+    x = rng.random((2, 32)).astype(np.float32)
+    plain = original.runner.run({"x": x})["y"]
+    moves = [np.abs(sample["y"] - plain).max() for _, sample in Noise(original).samples({"x": x})]
+    assert len(moves) == 9
+    assert 0 < max(moves[1:4]) < 1e-5
