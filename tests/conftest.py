@@ -1,0 +1,22 @@
+"""What tests of several folders share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from models.materialise import materialise
+
+
+@pytest.fixture(scope="session")
+def real_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return the function from the name of a model in tests/models to its file, made once."""
+    folder = tmp_path_factory.mktemp("models")
+
+    @cache
+    def made(name: str) -> Path:
+        return materialise(name, folder)
+
+    return made
