@@ -65,6 +65,9 @@ OPSET_FOR_NEW_NODES = 17
 LARGEST_MESSAGE = 2**31 - 1
 """Bytes of the largest file that protobuf reads."""
 
+LARGEST_ARRAY = 2**58
+"""Elements, empty axes aside: numpy makes no array of which 64 bits cannot count the bytes."""
+
 MOST_NODES = 200_000
 """Inlining its functions may make a small file as large as it likes; this is where it ends."""
 
@@ -404,7 +407,7 @@ def _why_not_whole(tensor: TensorProto) -> str | None:
     if not _is_known(tensor.data_type):
         return f"has the element type {tensor.data_type}, which ONNX does not have"
     dims = list(tensor.dims)
-    if any(dim < 0 for dim in dims):
+    if any(dim < 0 for dim in dims) or math.prod(max(dim, 1) for dim in dims) > LARGEST_ARRAY:
         return f"has the shape {dims}"
     if tensor.HasField("segment"):
         return "is one segment of a larger tensor, which ONNX has no way to put together"

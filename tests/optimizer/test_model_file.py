@@ -395,7 +395,12 @@ def set_weight(**fields: Any) -> Change:
         (set_weight(float_data=[1.0] * 3), "3 values of data, its shape [4] asks for 4"),
         (set_weight(), "0 values"),
         (set_weight(dims=[-4], raw_data=bytes(16)), "the shape [-4]"),
-        (set_weight(dims=[2**40, 2**40], raw_data=bytes(16)), "asks for 4835703278458516698824704"),
+        (
+            set_weight(dims=[2**40, 2**40], raw_data=bytes(16)),
+            "shape [1099511627776, 1099511627776]",
+        ),
+        (set_weight(dims=[2**40, 4], raw_data=bytes(16)), "asks for 17592186044416"),
+        (set_weight(dims=[2**62, 0], raw_data=b""), "the shape [4611686018427387904, 0]"),
         (set_weight(data_type=0, raw_data=bytes(16)), "element type 0"),
         (set_weight(data_type=77, raw_data=bytes(16)), "element type 77"),
         (set_weight(data_type=TensorProto.STRING, string_data=[b"a"]), "1 strings"),
