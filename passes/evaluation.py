@@ -43,6 +43,7 @@ REFERENCE_ERRORS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
+    ImportError,  # some operators need packages that onnx does not
     LookupError,
     MemoryError,
     RuntimeError,  # NotImplementedError among them
@@ -57,8 +58,12 @@ CARRIERS = {
     "tensor(float8e4m3fnuz)": (TensorProto.FLOAT, ml_dtypes.float8_e4m3fnuz),
     "tensor(float8e5m2)": (TensorProto.FLOAT, ml_dtypes.float8_e5m2),
     "tensor(float8e5m2fnuz)": (TensorProto.FLOAT, ml_dtypes.float8_e5m2fnuz),
+    "tensor(float8e8m0)": (TensorProto.FLOAT, ml_dtypes.float8_e8m0fnu),
+    "tensor(float4e2m1)": (TensorProto.FLOAT, ml_dtypes.float4_e2m1fn),
     "tensor(int4)": (TensorProto.INT8, ml_dtypes.int4),
     "tensor(uint4)": (TensorProto.UINT8, ml_dtypes.uint4),
+    "tensor(int2)": (TensorProto.INT8, ml_dtypes.int2),
+    "tensor(uint2)": (TensorProto.UINT8, ml_dtypes.uint2),
 }
 """Types that ONNX Runtime does not hand to numpy -> the wider type that carries them exactly."""
 
