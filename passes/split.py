@@ -23,7 +23,7 @@ from typing import Literal
 
 import onnx_graphsurgeon as gs
 
-from optc.passes.graph import bodies_of, reads
+from optc.passes.graph import bodies_of, dataflow, reads
 
 Runtime = Literal["tensorrt", "onnxruntime", "torch"]
 
@@ -82,17 +82,16 @@ class _Split:
         is_free: Callable[[gs.Node], bool],
         fallback: Runtime,
     ) -> None:
-        self.graph = graph
+        self.view = dataflow(graph)  # in topological order, bodies contracted
         self.off = off
         self.points = points
         self.fallback = fallback
         self.outputs = {tensor.name for tensor in graph.outputs}
-        self.reads = {
-            node.name: [t.name for t in reads(node) if not isinstance(t, gs.Constant)]
-            for node in graph.nodes
+        self.free = {
+            name
+            for name, node in self.view.nodes(data="node")
+            if self._may_repeat(node) and is_free(node)
         }
-        self.maker = {t.name: node for node in graph.nodes for t in node.outputs if t.name}
-        self.free = {node.name for node in graph.nodes if self._may_repeat(node) and is_free(node)}
         self.keys: dict[str, StageKey] = {}
 
     def _may_repeat(self, node: gs.Node) -> bool:
@@ -101,11 +100,10 @@ class _Split:
         return not any(t.name in self.outputs or t.name in self.points for t in node.outputs)
 
     def stages(self) -> list[Stage]:
-        self._assign_levels()
+        self._assign_keys()
         members: dict[StageKey, list[str]] = {}
-        for node in self.graph.nodes:
-            if node.name in self.keys:
-                members.setdefault(self.keys[node.name], []).append(node.name)
+        for name, key in self.keys.items():
+            members.setdefault(key, []).append(name)
         order = sorted(members)
         contents: list[tuple[set[str], set[str]]] = []  # owned and repeated, stage by stage
         at_home: set[str] = set()  # free nodes that some stage owns: the first that needs them
@@ -120,31 +118,27 @@ class _Split:
             for key, (owned, repeated), names in zip(order, contents, inputs, strict=True)
         ]
 
-    def _assign_levels(self) -> None:
+    def _assign_keys(self) -> None:
         """Give every node that is not free its stage."""
-        roots: dict[str, frozenset[str]] = {}  # free node -> tensors its result comes from
-        for node in self.graph.nodes:
-            sources: set[str] = set()
-            for name in self.reads[node.name]:
-                maker = self.maker.get(name)
-                if maker is not None and maker.name in self.free:
-                    sources |= roots[maker.name]
+        roots: dict[str, set[tuple[str, str]]] = {}  # free node -> what its result comes from
+        for name in self.view:
+            sources: set[tuple[str, str]] = set()  # maker and tensor
+            for maker, _, tensors in self.view.in_edges(name, data="tensors"):
+                if maker in self.free:
+                    sources |= roots[maker]
                 else:
-                    sources.add(name)
-            if node.name in self.free:
-                roots[node.name] = frozenset(sources)
+                    sources.update((maker, tensor) for tensor in tensors)
+            if name in self.free:
+                roots[name] = sources
             else:
-                self.keys[node.name] = self._key(node, sources)
+                self.keys[name] = self._key(name, sources)
 
-    def _key(self, node: gs.Node, sources: Iterable[str]) -> StageKey:
-        on = node.name not in self.off
+    def _key(self, name: str, sources: Iterable[tuple[str, str]]) -> StageKey:
+        on = name not in self.off
         level = part = 0
-        for name in sources:
-            maker = self.maker.get(name)
-            if maker is None:
-                continue
-            its_level, its_side, its_part = self.keys[maker.name]
-            point = name in self.points
+        for maker, tensor in sources:
+            its_level, its_side, its_part = self.keys[maker]
+            point = tensor in self.points
             if its_side == 1 and (point or not on):
                 its_level, its_part = its_level + 1, 0
             elif its_side == 0 and not on and point:
@@ -160,23 +154,18 @@ class _Split:
         found: set[str] = set()
         pending = list(names)
         while pending:
-            for tensor in self.reads[pending.pop()]:
-                maker = self.maker.get(tensor)
-                if maker is not None and maker.name in self.free and maker.name not in found:
-                    found.add(maker.name)
-                    pending.append(maker.name)
+            for maker in self.view.predecessors(pending.pop()):
+                if maker in self.free and maker not in found:
+                    found.add(maker)
+                    pending.append(maker)
         return found
 
     def _inputs(self, inside: set[str]) -> tuple[str, ...]:
         """Return what the nodes ``inside`` read and do not make."""
-        inputs: dict[str, None] = {}
-        for node in self.graph.nodes:
-            if node.name in inside:
-                for name in self.reads[node.name]:
-                    maker = self.maker.get(name)
-                    if maker is None or maker.name not in inside:
-                        inputs[name] = None
-        return tuple(inputs)
+        nodes = [node for name, node in self.view.nodes(data="node") if name in inside]
+        made = {tensor.name for node in nodes for tensor in node.outputs}
+        read = [t for node in nodes for t in reads(node) if not isinstance(t, gs.Constant)]
+        return tuple(dict.fromkeys(t.name for t in read if t.name not in made))
 
     def _stage(
         self,
@@ -186,16 +175,15 @@ class _Split:
         inputs: tuple[str, ...],
         sent: set[str],
     ) -> Stage:
-        nodes = [node for node in self.graph.nodes if node.name in owned or node.name in repeated]
         return Stage(
             runtime="tensorrt" if key[1] else self.fallback,
-            nodes=tuple(node.name for node in nodes if node.name in owned),
-            repeated=tuple(node.name for node in nodes if node.name in repeated),
+            nodes=tuple(name for name in self.view if name in owned),
+            repeated=tuple(name for name in self.view if name in repeated),
             inputs=inputs,
             outputs=tuple(
                 tensor.name
-                for node in nodes
-                if node.name in owned
+                for name, node in self.view.nodes(data="node")
+                if name in owned
                 for tensor in node.outputs
                 if tensor.name and (tensor.name in self.outputs or tensor.name in sent)
             ),
