@@ -25,6 +25,8 @@ Progress = Callable[[str, float], None]
 
 VERSION: str = trt.__version__
 
+_NO_DRIVER = "(cudaError 35:"
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -195,7 +197,7 @@ def _refusals(parser: trt.OnnxParser) -> list[Refusal]:
             op=error.node_operator(),
             code=error.code().name,
             # The description alone may be no more than "false".
-            text=f"{error.code().name} in {error.func()}: {error.desc()}",
+            text=_told(f"{error.code().name} in {error.func()}: {error.desc()}"),
         )
         for error in errors
     ]
@@ -216,7 +218,11 @@ def _config(
         shapes = builder.create_optimization_profile()
         for name in profile.keys() & inputs:
             low, usual, high = (trt.Dims(list(shape)) for shape in profile[name])
-            shapes.set_shape(name, low, usual, high)
+            try:
+                shapes.set_shape(name, low, usual, high)
+            except RuntimeError as error:  # another rank than the input's, or min above max
+                text = f"the library refuses the shapes for `{name}`: {_said(log, str(error))}"
+                raise _Failure("builder", text) from error
         if config.add_optimization_profile(shapes) < 0:
             raise _Failure("builder", _said(log, "the builder refused an optimisation profile"))
     return config
@@ -249,4 +255,14 @@ def _write(path: Path, engine: trt.IHostMemory) -> int:
 
 
 def _said(log: _Log, otherwise: str) -> str:
-    return "\n".join(dict.fromkeys(log.errors)) or otherwise
+    return _told("\n".join(dict.fromkeys(log.errors))) or otherwise
+
+
+def _told(text: str) -> str:
+    """Return ``text`` without the lines that only say that this machine has no GPU driver.
+
+    TensorRT for RTX adds one to many an error where there is none. Building needs none, so it
+    never is the reason, and would be taken for it.
+    """
+    lines = text.splitlines()
+    return "\n".join(line for line in lines if _NO_DRIVER not in line) or text

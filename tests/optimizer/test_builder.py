@@ -121,6 +121,24 @@ def test_a_profile_may_name_tensors_that_are_no_inputs(workers: Workers, tmp_pat
     assert build(workers, job(tmp_path, profiles=({"x": shape, "other": shape},))).failure is None
 
 
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        (((4, 3, 8, 8), (2, 3, 8, 8), (1, 3, 8, 8)), "Invalid optimization profiles"),
+        (((-1, 3, 8, 8), (2, 3, 8, 8), (4, 3, 8, 8)), "the library refuses the shapes for `x`"),
+        (((1, 3, 8), (2, 3, 8), (4, 3, 8)), "has 4 dimensions but profile 0 has 3"),
+    ],
+)
+def test_a_profile_that_does_not_fit_the_input_is_a_failure(
+    workers: Workers, tmp_path: Path, shapes: tuple[tuple[int, ...], ...], words: str
+) -> None:
+    failure = build(workers, job(tmp_path, DYNAMIC, profiles=({"x": shapes},))).failure
+    assert failure is not None
+    assert failure.reason == "builder"
+    assert words in failure.text
+    assert "cudaError" not in failure.text  # the library adds this where there is no GPU
+
+
 def test_external_weights_beside_the_model_are_found(workers: Workers, tmp_path: Path) -> None:
     static = job(tmp_path, DYNAMIC.replace("[n,", "[1,"))
     model = onnx.load(static.model)
