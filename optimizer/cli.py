@@ -10,11 +10,14 @@ import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from optc.specs.diagnostic import Diagnostic, InputError, OptcError
+
+if TYPE_CHECKING:
+    from optc.specs.check import CheckedSpec
 
 EXIT_CODES = """Exit codes: 0 done, and all that was asked for holds; 1 optc, its environment or a
 build failed; 2 the spec, the model, an argument or an input is at fault; 3 a verification or gate
@@ -109,18 +112,18 @@ def compile_(
     Writes engines, the stages as ONNX, manifest and report; then holds the package against the
     original model where the spec has `verify:` (else one quick run), and against `gate:`.
     """
-    from optc.optimizer.compile import compile_package
-
     results: list[dict[str, Any]] = []
     codes: list[int] = []
     for spec, folder in _with_outputs(specs, output):
 
         def one(spec: Path = spec, folder: Path = folder) -> None:
+            checked = _checked(spec)
+            from optc.optimizer.compile import compile_package
             from optc.optimizer.progress import progress
 
             with progress(str(spec)) as shown:
                 outcome = compile_package(
-                    spec, folder, targets=target or (), dump_after=dump_after, progress=shown
+                    checked, folder, targets=target or (), dump_after=dump_after, progress=shown
                 )
             results.append(outcome.as_json())
             if not as_json:
@@ -156,11 +159,12 @@ def plan(
     """
 
     def one() -> None:
+        checked = _checked(spec)
         from optc.optimizer.compile import plan_package
         from optc.optimizer.progress import progress
 
         with progress(str(spec)) as shown:
-            planned = plan_package(spec, targets=target or (), build=not quick, progress=shown)
+            planned = plan_package(checked, targets=target or (), build=not quick, progress=shown)
         if as_json:
             _print_json(planned.as_json())
         else:
@@ -398,6 +402,14 @@ def _with_outputs(specs: Sequence[Path], output: Path | None) -> list[tuple[Path
             )
         )
     return list(zip(specs, folders, strict=True))
+
+
+def _checked(spec: Path) -> CheckedSpec:
+    """Check ``spec`` before anything heavy is imported: a mistake is told at once."""
+    from optc.passes import registry
+    from optc.specs.check import check
+
+    return check(spec, known_passes=registry.names)
 
 
 def _attempt(action: Callable[[], None]) -> tuple[int, tuple[Diagnostic, ...]]:

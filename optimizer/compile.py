@@ -1,7 +1,7 @@
 """The way through: spec and model in, package out.
 
     spec ─ check ─> CheckedSpec
-    model ─ load, run passes, infer shapes ─> Prepared
+        ─ load model, run passes, infer shapes ─> Prepared
         ─ ask the parser ─ split, build, blame, again ─> Decided
         ─ write ─> package ─ hold against original and gate ─> Outcome
 
@@ -64,28 +64,27 @@ def compile_spec(
     """
     from optc.optimizer.runtime import load
 
-    folder = Path(output) if output is not None else Path("build") / Path(spec).stem
-    compile_package(Path(spec), folder, targets=targets).check()
+    checked = check(spec, known_passes=registry.names)
+    folder = Path(output) if output is not None else Path("build") / checked.path.stem
+    compile_package(checked, folder, targets=targets).check()
     return load(folder)
 
 
 def compile_package(
-    spec: Path,
+    checked: CheckedSpec,
     folder: Path,
     *,
     targets: Sequence[str] = (),
     dump_after: str | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Compile ``spec`` to a package in ``folder`` and return what came of it.
+    """Compile what ``checked`` asks for to a package in ``folder`` and return what came of it.
 
     Raises:
         OptcError: As `compile_spec`, except that what is not met is in the outcome.
     """
     start = time.perf_counter()
     progress = progress or Silent()
-    progress.step("checking the spec")
-    checked = _checked(spec)
     wanted = _targets(checked, targets)
     after = _dump(folder, dump_after)
     with writing(folder) as writer:
@@ -105,7 +104,7 @@ def compile_package(
                 files=files,
                 engines=records,
             )
-        outcome = Outcome(spec, folder, manifest, 0.0, notes=prepared.notes)
+        outcome = Outcome(checked.path, folder, manifest, 0.0, notes=prepared.notes)
         progress.step("running the package against the original")
         _hold(prepared, outcome, writer, progress)
         writer.write(manifest.report, report_of(prepared, decided, outcome))
@@ -115,16 +114,16 @@ def compile_package(
 
 
 def plan_package(
-    spec: Path,
+    checked: CheckedSpec,
     *,
     targets: Sequence[str] = (),
     build: bool = True,
     progress: Progress | None = None,
 ) -> Planned:
-    """Return what compiling ``spec`` would decide. Nothing is written but the oracle's cache.
+    """Return what compiling would decide. Nothing is written but the oracle's cache.
 
     Args:
-        spec: Path of the spec file.
+        checked: The spec.
         targets: Names of targets of the spec; all, where none is named.
         build: Whether engines are built on trial; where not, they are marked unconfirmed.
         progress: Told of what goes on.
@@ -133,7 +132,6 @@ def plan_package(
         OptcError: As `compile_spec`.
     """
     progress = progress or Silent()
-    checked = _checked(spec)
     wanted = _targets(checked, targets)
     with tempfile.TemporaryDirectory(prefix="optc-plan-") as folder, Workers() as workers:
         _start(workers, wanted)
@@ -194,10 +192,6 @@ def verify_package(
 
 
 # --- the arrows ----------------------------------------------------------------------------------
-
-
-def _checked(spec: Path) -> CheckedSpec:
-    return check(spec, known_passes=registry.names)
 
 
 def _targets(checked: CheckedSpec, names: Sequence[str]) -> tuple[Target, ...]:
