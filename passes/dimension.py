@@ -121,7 +121,25 @@ class Expression:
     @cached_property
     def symbols(self) -> frozenset[str]:
         """Names of all symbols in this expression, those inside divisions included."""
-        return frozenset().union(*(_atom_symbols(a) for m in self.terms for a, _ in m))
+        return frozenset(self.atoms_with)
+
+    @cached_property
+    def monomials_with(self) -> dict[Atom, list[Monomial]]:
+        """Atom -> the monomials it is a factor of."""
+        found: dict[Atom, list[Monomial]] = {}
+        for monomial in self.terms:
+            for atom, _ in monomial:
+                found.setdefault(atom, []).append(monomial)
+        return found
+
+    @cached_property
+    def atoms_with(self) -> dict[str, list[Atom]]:
+        """Name of a symbol -> the atoms it occurs in."""
+        found: dict[str, list[Atom]] = {}
+        for atom in self.monomials_with:
+            for name in _atom_symbols(atom):
+                found.setdefault(name, []).append(atom)
+        return found
 
     @property
     def bare_symbol(self) -> str | None:
@@ -551,9 +569,7 @@ def _direction(dim: Dim, name: str, ranges: Mapping[str, Interval]) -> int | Non
     if not isinstance(dim, Expression) or name not in dim.symbols:
         return 0
     found = set()
-    for atom in {a for monomial in dim.terms for a, _ in monomial}:
-        if name not in _atom_symbols(atom):
-            continue
+    for atom in dim.atoms_with[name]:
         inner = _atom_direction(atom, name, ranges)
         low, high = _naive(_derivative(dim, atom), ranges)
         outer = 1 if low >= 0 else -1 if high <= 0 else None
@@ -583,13 +599,12 @@ def _agreed(directions: set[int]) -> int | None:
 
 def _derivative(dim: Expression, atom: Atom) -> Dim:
     terms: dict[Monomial, int] = {}
-    for monomial, coefficient in dim.terms.items():
+    for monomial in dim.monomials_with[atom]:
         powers = dict(monomial)
-        power = powers.get(atom, 0)
-        if power:
-            powers[atom] = power - 1
-            key = frozenset((a, p) for a, p in powers.items() if p)
-            terms[key] = terms.get(key, 0) + coefficient * power
+        power = powers[atom]
+        powers[atom] = power - 1
+        key = frozenset((a, p) for a, p in powers.items() if p)
+        terms[key] = terms.get(key, 0) + dim.terms[monomial] * power
     return _made(terms)
 
 

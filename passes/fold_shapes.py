@@ -26,7 +26,7 @@ symbols of the graph's inputs, each of at least 1 where no range says otherwise.
   axis (1: kept).
 - The ends of a Slice become constants where each is a number or the end of the axis.
 
-Skips, with the reason in the report: a target with an extent that only the run decides.
+Skips, with the reason in the report: a target or an end that only the run knows.
 """
 
 from __future__ import annotations
@@ -54,23 +54,36 @@ class FoldShapes(Pass):
     def run(self, graph: gs.Graph, facts: Facts) -> Report:
         """Fold in ``graph``."""
         report = Report()
-        _fold_values(graph, facts.shapes)
+        relieved = _fold_values(graph, facts)
         for node in graph.nodes:
             if node.op in _TARGETS and not node.domain:
                 _fold_target(node, facts, report)
         for node in remove_dead(graph, facts.kept):
             report.removed[node.name] = "the sizes it computes are known"
+        for name in relieved:
+            if name not in report.removed:
+                report.merged[name] = (name,)
         return report
 
 
-def _fold_values(graph: gs.Graph, shapes: Shapes) -> None:
+def _fold_values(graph: gs.Graph, facts: Facts) -> list[str]:
+    """Turn known values into constants and return the nodes that no longer make them."""
+    relieved = []
     for node in graph.nodes:
         for index, tensor in enumerate(node.outputs):
-            value = shapes.constant(tensor.name)
+            value = facts.shapes.constant(tensor.name)
             if value is None or value.dtype.kind not in "biu":
                 continue
-            node.outputs[index] = gs.Variable.empty()
-            tensor.to_constant(np.ascontiguousarray(value))  # for all readers, in bodies too
+            if not tensor.outputs and not facts.is_kept(tensor):
+                continue  # nobody would notice
+            # A Split or an If may not leave an output out, so the place is taken by another name.
+            spare = gs.Variable(
+                facts.fresh_name(f"{tensor.name}_unread"), tensor.dtype, tensor.shape
+            )
+            node.outputs[index] = spare
+            tensor.to_constant(np.array(value, order="C"))  # for all readers, in bodies too
+            relieved.append(node.name)
+    return relieved
 
 
 def _fold_target(node: gs.Node, facts: Facts, report: Report) -> None:
@@ -84,7 +97,7 @@ def _fold_target(node: gs.Node, facts: Facts, report: Report) -> None:
         return  # nothing is known of it: no pattern of ours
     extents = known(node, facts.shapes, dims, list(value))
     if extents is None:
-        report.skipped[node.name] = f"the run decides more than one extent of `{target.name}`"
+        report.skipped[node.name] = f"only the run knows what `{target.name}` says"
         return
     name = facts.fresh_name(f"{node.name}_{_NOUNS[node.op]}")
     dtype = facts.shapes.dtype(target.name) or np.dtype(np.int64)

@@ -375,7 +375,7 @@ class _Walk:
             types[tensor.name] = _type_of(fact, meanings)
             value = fact.value
             if value is not None and value.dtype != object and value.dtype == fact.dtype:
-                data[tensor.name] = numpy_helper.from_array(np.ascontiguousarray(value))
+                data[tensor.name] = numpy_helper.from_array(np.array(value, order="C"))
         proto = helper.make_node(
             node.op,
             [t.name for t in node.inputs],

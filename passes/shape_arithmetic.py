@@ -338,9 +338,10 @@ def _clip(call: Call) -> Fact:
     elements = call.elements(0)
     if elements is None or (low is None and high is None and fact.value is None):
         return Fact(dtype, dims)
+    is_open = any(call.has(i) and bound is None for i, bound in ((1, low), (2, high)))
     clipped = np.empty(elements.size, dtype=object)
     for at, element in enumerate(elements.flat):
-        if element is None:
+        if element is None or is_open:
             element = call.fresh(
                 at if shape else "",
                 high,
