@@ -112,8 +112,8 @@ class BuildResult:
         engine_bytes: 0 where there is no engine.
         inputs: Names, as the engine has them.
         outputs: Names, as the engine has them.
-        fixed_addresses: Whether address randomisation was off, so that the same build again gives
-            the same bytes.
+        fixed_addresses: Whether address randomisation was off, which the same bytes from the same
+            build need. It is not always enough: the library's own threads race on large models.
         failure: None where the engine is written.
     """
 
