@@ -117,6 +117,67 @@ def test_shared_weights_are_left_alone_where_one_result_is_a_partition_point() -
     assert report.skipped == {"mul": SHARED, "mul2": "the Conv output has another reader"}
 
 
+def test_shared_weights_that_are_transposed_for_one_reader_are_left_alone() -> None:
+    _, _, report = rewrite(
+        HEAD
+        + """
+        g (float[N,2] x) => (float[N,2] y, float[N,2] v)
+        <float[2,2] w = {1, 2, 3, 4}, float[2] s = {3, 5}>
+        {
+            [near] c = Gemm (x, w)
+            [mul]  y = Mul (c, s)
+            [far]  d = Gemm <transB = 1> (x, w)
+            [mul2] v = Mul (d, s)
+        }""",
+        FoldMulIntoGemm(),
+    )
+    reason = "the weights of the Gemm are shared with another node"
+    assert report.skipped == {"mul": reason, "mul2": reason}
+
+
+def test_weights_that_another_product_adds_are_not_taken_for_its_weights() -> None:
+    before, after, report = rewrite(
+        HEAD
+        + """
+        g (float[N,1] x) => (float[N,2] y, float[N,2] v)
+        <float[1,2] w = {1, 2}, float[1,2] u = {7, 8}, float[2] s = {3, 5}>
+        {
+            [near] c = MatMul (x, w)
+            [mul]  y = Mul (c, s)
+            [far]  d = MatMul (x, u)
+            [add]  e = Add (d, w)
+            [mul2] v = Mul (e, s)
+        }""",
+        FoldMulIntoGemm(),
+    )  # the bias of `far` is copied, and then nobody shares the weights of `near`
+    assert (
+        text(after)
+        == """\
+g (float[N,1] x) => (float[N,2] y, float[N,2] v)
+   <float[1,2] w =  {3,10}, float[1,2] u =  {21,40}, float[2] "add.bias" =  {3,10}>
+{
+   [near] y = MatMul (x, w)
+   [far] d = MatMul (x, u)
+   [add] v = Add (d, "add.bias")
+}"""
+    )
+    assert report.rewritten == 2
+    assert_same_numbers(before, after, rtol=1e-6)
+
+
+def test_weights_that_the_caller_reads_are_left_alone() -> None:
+    _, after, report = rewrite(
+        HEAD
+        + """
+        g (float[1,1,2,2] x) => (float[1,2,2,2] y, float[2,1,1,1] w)
+        <float[2,1,1,1] w = {1, 2}, float s = {3}>
+        { [conv] c = Conv (x, w) [mul] y = Mul (c, s) }""",
+        FoldMulIntoConv(),
+    )
+    assert report.skipped == {"mul": SHARED}
+    assert "float[2,1,1,1] w =  {1,2}" in text(after)
+
+
 def test_a_reader_in_a_body_keeps_shared_weights_as_they_are() -> None:
     before, after, report = rewrite(
         HEAD
@@ -293,6 +354,42 @@ def test_generated_chains_compute_the_same_and_fold_to_one_node(
         np.testing.assert_allclose(found, expected, rtol=0, atol=digits * scale)
     if is_foldable:
         assert len(after.graph.node) == 1
+
+
+# --- what is no linear node, or a broken one -------------------------------------------------------
+
+
+def test_an_operator_of_another_domain_is_not_spoken_of() -> None:
+    model = onnx.parser.parse_model(
+        """
+        <ir_version: 9, opset_import: ["" : 17, "com.example" : 1]>
+        g (float[1,1,2,2] x) => (float[1,2,2,2] y, float[1,2,2,2] z)
+        <float[2,1,1,1] w = {1, 2}, float s = {3}>
+        {
+            [conv]  c = com.example.Conv (x, w)
+            [mul]   y = Mul (c, s)
+            [conv2] d = Conv (x, w)
+            [mul2]  z = com.example.Mul (d, s)
+        }"""
+    )
+    report = optimise(import_model(model), [FoldMulIntoConv()]).records[0]
+    assert report.merged == report.skipped == {}
+
+
+@pytest.mark.parametrize(
+    ("shape", "numbers", "group"), [("[3,1,1,1]", "1, 2, 3", 2), ("[0,1,1,1]", "", 1)]
+)
+def test_weights_that_no_conv_can_have_are_left_alone(shape: str, numbers: str, group: int) -> None:
+    model = onnx.parser.parse_model(
+        HEAD
+        + f"""
+        g (float[1,2,2,2] x) => (float[1,C,2,2] y)
+        <float{shape} w = {{{numbers}}}, float s = {{3}}>
+        {{ [conv] c = Conv <group = {group}> (x, w) [mul] y = Mul (c, s) }}"""
+    )
+    report = optimise(import_model(model), [FoldMulIntoConv()]).records[0]
+    listed = shape.replace(",", ", ")
+    assert report.skipped == {"mul": f"the weights of the Conv have the shape {listed}"}
 
 
 # --- arithmetic ----------------------------------------------------------------------------------
