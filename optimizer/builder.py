@@ -12,11 +12,13 @@ result of its job. Whatever happens to the parent, its children die with it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
 import re
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +45,7 @@ from optc.specs.diagnostic import Diagnostic, EnvironmentFault
 
 _START_LIMIT_SECONDS: Final = 60.0
 _GRACE_SECONDS: Final = 5.0
+_FOLDER_PREFIX: Final = "optc-workers-"
 _LOG_TAIL_LINES: Final = 20
 _LOG_TAIL_BYTES: Final = 16_384
 
@@ -68,7 +71,9 @@ class Workers:
         self._versions: dict[str, str] = {}
         self._fixed_addresses: bool | None = None
         self._selector = selectors.DefaultSelector()
-        self._folder = tempfile.TemporaryDirectory(prefix="optc-workers-")
+        _remove_leftovers()
+        self._folder = tempfile.TemporaryDirectory(prefix=_FOLDER_PREFIX)
+        self._lock = _locked(Path(self._folder.name))
         # The system tells a child of the death of the thread that started it, not of the process:
         # so one thread, which lives as long as the pool, starts them all.
         self._starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="optc-workers")
@@ -90,6 +95,7 @@ class Workers:
         self._retire(list(self._workers))
         self._selector.close()
         self._folder.cleanup()
+        os.close(self._lock)
 
     def start(self, backend: str) -> None:
         """Start a child in the background, unless one is there already.
@@ -455,6 +461,26 @@ def named_in(text: str, nodes: Iterable[str]) -> tuple[str, ...]:
     if exact:
         return tuple(exact)
     return tuple(n for n in mentioned if re.search(rf"(?<![\w/]){re.escape(n)}_\d+(?![\w/])", text))
+
+
+def _locked(folder: Path) -> int:
+    """Mark ``folder`` as in use for as long as this process lives; return what to close."""
+    new = folder / "new"
+    descriptor = os.open(new, os.O_CREAT | os.O_RDWR, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    new.rename(folder / "lock")  # only now may others take it for a sign of life
+    return descriptor
+
+
+def _remove_leftovers() -> None:
+    """Remove the folders of pools whose process was killed before it could."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*/lock"):
+        try:
+            with lock.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+        except OSError:
+            continue  # in use, another user's, or removed by another process meanwhile
 
 
 def _broken(worker: _Worker) -> EnvironmentFault:

@@ -342,6 +342,26 @@ def test_children_die_with_a_parent_that_is_killed(number: signal.Signals) -> No
     assert not any(map(is_alive, pids))
 
 
+def test_what_a_killed_parent_left_is_removed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    parent.stdout.readline()
+    [theirs] = tmp_path.iterdir()
+    with Workers(1):
+        assert theirs.exists()
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+        with Workers(1):
+            assert not theirs.exists()
+            assert len(list(tmp_path.iterdir())) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_files_of_the_user_are_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("tensorrt", "tensorrt_rtx", "optimizer", "json", "onnx", "sitecustomize"):
         (tmp_path / f"{name}.py").write_text("import os; os.abort()")
