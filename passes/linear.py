@@ -187,18 +187,20 @@ def linear_making(tensor: gs.Tensor, ops: Collection[str]) -> Linear | None:
     if node is None or node.domain:
         return None
     if node.op == "Add" and "MatMul" in ops:
-        inner = argument(node)
-        found = linear_making(inner, ["MatMul"]) if inner is not None else None
-        if found is None or found.adder is not None:
+        x = argument(node)
+        product = producer(x) if x is not None else None
+        if product is None or not _is_weighted_product(product):
             return None
         bias = next(t for t in node.inputs if isinstance(t, gs.Constant))
-        return Linear(found.node, found.weight, bias, adder=node)
-    if node.op not in ops:
+        return Linear(product, product.inputs[1], bias, adder=node)
+    if node.op not in ops or (node.op == "MatMul" and not _is_weighted_product(node)):
         return None
-    linear = _linear_at(node)
-    if node.op == "MatMul" and not isinstance(linear.weight, gs.Constant):
-        return None  # a product of two results, which has no weights
-    return linear
+    return _linear_at(node)
+
+
+def _is_weighted_product(node: gs.Node) -> bool:
+    """Whether ``node`` is a MatMul with weights, not one of two results."""
+    return node.op == "MatMul" and not node.domain and isinstance(node.inputs[1], gs.Constant)
 
 
 def _linear_at(node: gs.Node) -> Linear:

@@ -32,8 +32,14 @@ ORDER = (
     "fold-add-into-conv",
     "fold-mul-into-gemm",
     "fold-add-into-gemm",
+    "fold-mul-before-conv",
+    "fold-add-before-conv",
 )
-"""Built-in passes in running order: what makes the graph smaller comes before what searches it."""
+"""Built-in passes in running order: what makes the graph smaller comes before what searches it.
+
+The two that fold what comes before a Conv end the list: fused activations are looked for before the
+Div or Mul that ends one is gone.
+"""
 
 
 def _plugins() -> dict[str, EntryPoint]:

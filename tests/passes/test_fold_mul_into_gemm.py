@@ -139,6 +139,24 @@ g (float[N,T,2] x) => (float[N,T,2] y)
     assert_same_numbers(before, after, rtol=1e-5, atol=1e-5)
 
 
+def test_only_the_first_add_behind_a_matmul_is_its_bias() -> None:
+    before, after, report = rewrite(
+        HEAD
+        + """
+        g (float[N,T,1] x) => (float[N,T,2] y)
+        <float[1,2] w = {1, 2}, float[2] b = {10, 20}, float[2] t = {3, 5}, float s = {2}>
+        {
+            [matmul] m = MatMul (x, w)
+            [add]    c = Add (m, b)
+            [add2]   d = Add (c, t)
+            [mul]    y = Mul (d, s)
+        }""",
+        FoldMulIntoGemm(),
+    )
+    assert report.merged == report.skipped == {}
+    assert_same_numbers(before, after, rtol=0)
+
+
 REFUSALS = {
     "the Gemm output has another reader": """
         g (float[N,1] x) => (float[N,2] y, float[N,2] c)
