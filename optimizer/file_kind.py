@@ -86,7 +86,7 @@ def kind_of_folder(path: Path) -> Kind | None:
         return Kind("a TensorFlow SavedModel", _EXPORT_TENSORFLOW)
     models = sorted(found.name for found in path.glob("*.onnx"))
     if models:
-        return Kind(f"the folder of {_listed(models)}", f"give `{path / models[0]}`")
+        return Kind(f"that of {_listed(models)}", f"give `{path / models[0]}`")
     return None
 
 

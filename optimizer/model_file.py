@@ -40,6 +40,7 @@ from onnx import (
     helper,
     inliner,
     numpy_helper,
+    version_converter,
 )
 
 from optc.optimizer.file_kind import kind_of, kind_of_folder
@@ -180,8 +181,8 @@ def _bytes_of(path: Path) -> bytes:
             kind = kind_of_folder(path)
             raise _fault(
                 "model-unreadable",
-                f"the model `{path}` is a folder" + (f": it looks like {kind}" if kind else ""),
-                "give the path of the ONNX file itself",
+                f"the model `{path}` is a folder" + (f", {kind.what}" if kind else ""),
+                kind.todo if kind else "give the path of the ONNX file itself",
             )
         if not stat.S_ISREG(info.st_mode):  # reading a pipe would wait for ever
             raise _fault("model-unreadable", f"the model `{path}` is not a regular file", None)
@@ -204,7 +205,9 @@ def _not_onnx(path: Path, data: bytes, reason: str) -> ModelError:
     kind = kind_of(data)
     if kind is not None:
         return _fault(
-            "not-onnx", f"the model `{path}` is not an ONNX file: it looks like {kind[0]}", kind[1]
+            "not-onnx",
+            f"the model `{path}` is not an ONNX file: it looks like {kind.what}",
+            kind.todo,
         )
     if not data.startswith(b"\x08"):  # the IR version, which every writer puts first
         return _fault("not-onnx", f"the model `{path}` is not an ONNX file: {reason}", None)
@@ -561,7 +564,7 @@ def _without_functions(model: ModelProto) -> ModelProto:
     try:
         checker.check_model(shell)
         inlined = inliner.inline_local_functions(shell, convert_version=True)
-    except (checker.ValidationError, RuntimeError) as error:
+    except (checker.ValidationError, version_converter.ConvertError, RuntimeError) as error:
         raise _invalid(error) from error
     del inlined.graph.initializer[:]
     inlined.graph.initializer.extend(model.graph.initializer)

@@ -277,7 +277,7 @@ def test_what_is_no_file_is_refused_unread(tmp_path: Path) -> None:
 def test_a_folder_is_looked_into_for_the_model(tmp_path: Path) -> None:
     assert refusal(tmp_path)[0] == "model-unreadable"
     saved(tmp_path, model())
-    assert "m.onnx" in refusal(tmp_path)[1]
+    assert f"do: give `{tmp_path / 'm.onnx'}`" in refusal(tmp_path)[1]
     saved(tmp_path, b"", "saved_model.pb")
     assert "TensorFlow SavedModel" in refusal(tmp_path)[1]
 
