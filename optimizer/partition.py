@@ -302,8 +302,8 @@ def _sized_from_outside(question: Question, stage: Stage) -> Off:
     return {
         reader: Refused(
             "rule",
-            f"a size it needs comes from `{name}`, which is computed outside the engine; TensorRT "
-            "takes no sizes from outside",
+            f"a size it needs depends on the values of `{name}`, which enters the engine here; "
+            "TensorRT takes no sizes from outside",
         )
         for reader, name in readers.items()
         if reader in stage.nodes
