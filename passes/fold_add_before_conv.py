@@ -10,9 +10,9 @@ r"""Fold a constant Add or Sub per channel into the Conv behind it, where that p
           |
           y
 
-Why it holds: W (*) (x + t) + b = W (*) x + (b + W (*) t), and where nothing is padded W (*) t is the
-same at all positions: the sum over input channels and kernel of W * t. x - t is the same with -t, and
-t - x with -W. Equal up to rounding: the new bias is summed in float64 and rounded once.
+Why it holds: W (*) (x + t) + b = W (*) x + (b + W (*) t), and where nothing is padded W (*) t is
+the same at all positions: the sum over input channels and kernel of W * t. x - t is the same with
+-t, and t - x with -W. Equal up to rounding: the new bias is summed in float64 and rounded once.
 
 Needs: W, b and t constant; t one number, or one per input channel; x known to have all the channels
 that the Conv reads.

@@ -1,4 +1,4 @@
-r"""Fold a constant Add or Sub per channel into the Conv or ConvTranspose before it.
+r"""Fold a constant Add or Sub per channel into the convolution before it.
 
     before                      after
 
@@ -10,9 +10,9 @@ r"""Fold a constant Add or Sub per channel into the Conv or ConvTranspose before
            |
            y
 
-Why it holds: (W (*) x + b) + t = W (*) x + (b + t), as t is constant over the spatial axes. Conv(x)
-- t is the same with -t, and t - Conv(x) with -W and t - b. Equal up to rounding: b + t is computed
-in float64 and rounded once.
+Why it holds: (W (*) x + b) + t = W (*) x + (b + t), as t is constant over the spatial axes; so it
+is for ConvTranspose and DeformConv. Conv(x) - t is the same with -t, and t - Conv(x) with -W and
+t - b. Equal up to rounding: b + t is computed in float64 and rounded once.
 
 Needs: W, b and t constant; t one number, or one per output channel. A Conv with no bias gets one.
 Keeps: names of the Conv, its weights and y. Weights that others share stay shared.
@@ -29,7 +29,7 @@ from optc.passes.linear import CONVOLUTIONS, fold_into
 
 
 class FoldAddIntoConv(Pass):
-    """Fold ``Add(Conv(x, W, b), t)`` into ``Conv(x, W, b+t)``; also Sub and ConvTranspose."""
+    """Fold ``Add(Conv(x, W, b), t)`` into ``Conv(x, W, b+t)``; also Sub, other convolutions."""
 
     name = "fold-add-into-conv"
     exactness = "equal up to rounding of the bias"

@@ -20,7 +20,7 @@ BatchNormalization works on axis 1. A MatMul becomes a Gemm, or keeps the Add th
 Keeps: names of the Gemm, its weights and y. One that nothing takes stays as it is.
 Skips, with the reason in the report: training mode; a result with more than two axes; a bias that
 differs from row to row; an output of the Gemm that another node or the caller reads; a weight
-shared with another node; weights that would leave the range of their type.
+shared with a node that does not get the same s; weights that would leave the range of their type.
 """
 
 from __future__ import annotations

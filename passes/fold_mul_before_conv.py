@@ -31,7 +31,7 @@ from optc.passes.linear import CONVOLUTIONS, fold_back
 
 
 class FoldMulBeforeConv(Pass):
-    """Fold ``Conv(Mul(x, s), W, b)`` into ``Conv(x, W*s, b)``; also Div and ConvTranspose."""
+    """Fold ``Conv(Mul(x, s), W, b)`` into ``Conv(x, W*s, b)``; also Div, other convolutions."""
 
     name = "fold-mul-before-conv"
     exactness = "equal up to rounding of the weights"

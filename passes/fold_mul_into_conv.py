@@ -1,4 +1,4 @@
-r"""Fold a constant Mul or Div per channel into the Conv or ConvTranspose before it.
+r"""Fold a constant Mul or Div per channel into the convolution before it.
 
     before                      after
 
@@ -11,14 +11,14 @@ r"""Fold a constant Mul or Div per channel into the Conv or ConvTranspose before
            y
 
 Why it holds: s * (W (*) x + b) = (s * W) (*) x + s * b, as s is constant over the spatial axes. It
-is the same for ConvTranspose, and for Conv(x) / s with 1/s. Equal up to rounding: the new weights
-are computed in float64 and rounded once.
+is the same for ConvTranspose and DeformConv, and for Conv(x) / s with 1/s. Equal up to rounding:
+the new weights are computed in float64 and rounded once.
 
 Needs: W, b and s constant; s one number, or one per output channel.
-Keeps: names of the Conv, its weights and y.
+Keeps: names of the Conv, its weights and y. Weights that several nodes share stay shared: they are
+folded together where all are followed by the same s. A shared bias is copied, it is small.
 Skips, with the reason in the report: a Conv output that another node or the caller reads; a weight
-shared with another node (a shared bias is copied, it is small); weights that would leave the range
-of their type.
+shared with a node that is not followed by s; weights that would leave the range of their type.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from optc.passes.linear import CONVOLUTIONS, fold_into
 
 
 class FoldMulIntoConv(Pass):
-    """Fold ``Mul(Conv(x, W, b), s)`` into ``Conv(x, s*W, s*b)``; also Div and ConvTranspose."""
+    """Fold ``Mul(Conv(x, W, b), s)`` into ``Conv(x, s*W, s*b)``; also Div, other convolutions."""
 
     name = "fold-mul-into-conv"
     exactness = "equal up to rounding of the weights"

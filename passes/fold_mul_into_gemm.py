@@ -18,8 +18,8 @@ in float64 and rounded once.
 Needs: W, b and s constant; s one number, or one per column.
 Keeps: names of the Gemm, its weights and y.
 Skips, with the reason in the report: an output of the Gemm that another node or the caller reads; a
-weight shared with another node; a bias that differs from row to row; weights that would leave the
-range of their type.
+weight shared with a node that is not followed by s; a bias that differs from row to row; weights
+that would leave the range of their type.
 """
 
 from __future__ import annotations

@@ -219,8 +219,8 @@ def fold_into(
     """Fold every node of ``followers`` into the node of ``into`` whose result it reads.
 
     That node keeps its name and takes over the output of the one it now stands for. A MatMul of
-    matrices that is given a bias becomes a Gemm. Nodes that share their weights are folded together,
-    where all are followed by the same scale, or else not at all.
+    matrices that is given a bias becomes a Gemm. Nodes that share their weights are folded together
+    where all are followed by the same scale, else not at all.
     """
     report = Report()
     own = {id(node) for node in graph.nodes}

@@ -356,7 +356,7 @@ def test_generated_chains_compute_the_same_and_fold_to_one_node(
         assert len(after.graph.node) == 1
 
 
-# --- what is no linear node, or a broken one -------------------------------------------------------
+# --- what is no linear node, or a broken one -----------------------------------------------------
 
 
 def test_an_operator_of_another_domain_is_not_spoken_of() -> None:
