@@ -52,7 +52,13 @@ class _Part(BaseModel):
 
 
 class Shapes(_Part):
-    """The shapes of one engine input in one optimisation profile, as TensorRT takes them."""
+    """The shapes of one engine input in one optimisation profile, as TensorRT takes them.
+
+    Attributes:
+        min: The smallest extent of each axis.
+        opt: The extents that the engine is fastest at.
+        max: The largest extent of each axis.
+    """
 
     min: tuple[int, ...]
     opt: tuple[int, ...]
@@ -60,7 +66,14 @@ class Shapes(_Part):
 
 
 class TensorType(_Part):
-    """Dtype and shape of a value; ``shape`` is null where the rank is unknown or there is none."""
+    """Dtype and shape of a value.
+
+    Attributes:
+        dtype: A name of numpy or ml_dtypes, such as ``float32`` or ``bfloat16``; ``string`` for
+            text, the ONNX type for what is no tensor.
+        shape: One entry an axis, outermost first: an extent, or the name of a dynamic axis. Null
+            where the rank is not known, and for what is no tensor.
+    """
 
     dtype: str
     shape: Shape | None
@@ -70,6 +83,7 @@ class Tensor(TensorType):
     """An input or output of the whole package.
 
     Attributes:
+        name: As in the model.
         range: Of made-up values, lowest and highest; null where the spec gives none.
     """
 
@@ -78,14 +92,25 @@ class Tensor(TensorType):
 
 
 class SpecRecord(_Part):
-    """The spec a package was made from. ``path`` is seen from the package."""
+    """The spec a package was made from.
+
+    Attributes:
+        path: Seen from the package's folder.
+        sha256: Of the file.
+    """
 
     path: str | None = None
     sha256: str
 
 
 class ModelRecord(_Part):
-    """The original model. ``path`` is relative to the spec's folder."""
+    """The original model.
+
+    Attributes:
+        path: Relative to the spec's folder.
+        sha256: Of the file.
+        bytes: Its size, files with external data included.
+    """
 
     path: str
     sha256: str
@@ -93,7 +118,14 @@ class ModelRecord(_Part):
 
 
 class Engine(_Part):
-    """An engine of one stage for one target."""
+    """An engine of one stage for one target.
+
+    Attributes:
+        file: Where it is in the package.
+        sha256: Of the file. It proves that the file is whole, not that it is new: builds of one
+            model may differ in a few bytes.
+        bytes: Its size.
+    """
 
     file: PackagePath
     sha256: str
@@ -124,11 +156,19 @@ class Stage(_Part):
     """One part of the model, run by one runtime.
 
     Attributes:
+        id: Its number; targets refer to it.
+        runtime: What runs it. ``torch`` is for a later version.
         model: The stage as ONNX; every stage has one, whatever its runtime.
         engines: Name of a target -> its engine. Empty for a fallback stage.
+        inputs: Names of the tensors it reads, from the caller or from earlier stages.
+        outputs: Names of the tensors it makes that later stages or the caller read.
         tensors: Name of an input or output -> its type.
-        nodes: Names in ``model.onnx`` of the nodes that are this stage's.
+        nodes: Names in ``model.onnx`` of the nodes that are this stage's. For each target, every
+            node of ``model.onnx`` is in exactly one stage.
         repeated: Names in ``model.onnx`` of cheap nodes that are copied into this stage, too.
+        flops_share: Share of the FLOPs of the whole model that its nodes have, 0 to 1, at the opt
+            extents of the first profile.
+        why: For a fallback stage: which nodes were refused. The others compute sizes for these.
         profiles: What the engines were built with: for each of the package's profiles, in their
             order, the shapes of each input. Empty for a fallback stage.
         unconfirmed: In a plan: whether no build has shown that TensorRT takes the stage.
@@ -150,7 +190,15 @@ class Stage(_Part):
 
 
 class Target(_Part):
-    """Something the package was compiled for. ``stages`` are ids, in running order."""
+    """Something the package was compiled for.
+
+    Attributes:
+        name: As in the spec.
+        backend: What built its engines.
+        compute_capability: Of the GPU it is for; null for portable engines, and for those of the
+            GPU that was at hand.
+        stages: Ids of its stages, in running order.
+    """
 
     name: str
     backend: str
@@ -162,9 +210,11 @@ class PassRecord(_Part):
     """What one pass did.
 
     Attributes:
+        name: Of the pass.
         fired: Name of a node that is left -> names of the nodes it now stands for.
         removed: Name of a node that is gone -> why.
         declined: Name of a node where the pattern was met -> why it was left alone.
+        seconds: Time it took, over all its runs.
     """
 
     name: str
@@ -178,13 +228,24 @@ class Manifest(_Part):
     """The whole of ``manifest.json``.
 
     Attributes:
+        schema_version: Of the manifest. Within a version keys are only added.
+        optc_version: Of the optc that wrote it.
+        spec: The spec.
+        model: The original model.
+        precision: What the spec asks for: ``default`` and ``keep_fp32``.
         graph: The optimised model as one ONNX file.
+        report: The long version of what the manifest says.
+        inputs: Of the package, in the model's order.
+        outputs: Of the package, in the model's order.
         profiles: For each optimisation profile: symbol -> its range.
+        stages: Of all targets.
+        targets: What the package was compiled for.
         files: Path -> sha256 of every file of the package but this one.
+        passes: What the graph passes did.
         environment: Versions, builder, machine.
         verify: What the spec asks of the result, as the verification takes it.
         rounds: The rounds of splitting and building, in their order.
-        failures: What failed on the way and was worked around.
+        failures: Always empty in this version; see ``rounds``.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
