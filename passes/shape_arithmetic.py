@@ -339,14 +339,13 @@ def _clip(call: Call) -> Fact:
     if elements is None or (low is None and high is None and fact.value is None):
         return Fact(dtype, dims)
     is_open = any(call.has(i) and bound is None for i, bound in ((1, low), (2, high)))
+    lowest = -math.inf  # where the largest value allowed is below the smallest, it wins
+    if low is not None and not is_open:
+        lowest = call.symbols.low(low if high is None else call.symbols.minimum(low, high))
     clipped = np.empty(elements.size, dtype=object)
     for at, element in enumerate(elements.flat):
         if element is None or is_open:
-            element = call.fresh(
-                at if shape else "",
-                high,
-                lower=-math.inf if low is None else call.symbols.low(low),
-            )
+            element = call.fresh(at if shape else "", high, lower=lowest)
         else:
             element = element if low is None else call.symbols.maximum(element, low)
             element = element if high is None else call.symbols.minimum(element, high)

@@ -23,6 +23,10 @@ from optc.passes.shape_fact import (
     settled,
 )
 from optc.passes.shape_rule import Call, Unknown, is_known, rule, volume
+from optc.specs.compile_spec import LARGEST_DIM
+
+BEYOND = LARGEST_DIM
+"""No axis is longer: an index from here on means its end, or backwards its beginning."""
 
 
 def _array(elements: Sequence[Any], shape: tuple[int, ...]) -> Array:
@@ -233,8 +237,7 @@ def _slice(call: Call) -> Fact:
 def _cut(start: int, end: int, step: int) -> slice:
     # Below the first element is None to Python where it counts backwards; ONNX writes a number
     # so low that counting from the back does not reach.
-    low = -(2**31) + 1
-    return slice(start, None if step < 0 and end <= low else end, step)
+    return slice(start, None if step < 0 and end <= -BEYOND else end, step)
 
 
 def _sliced(
@@ -251,7 +254,7 @@ def _sliced(
             start is not None
             and end is not None
             and _position(symbols, extent - 1, start, extent) == extent - 1
-            and symbols.high(end + extent) < 0
+            and (symbols.high(end + extent) < 0 or symbols.high(end) <= -BEYOND)
         ):
             return ceil_division(extent, -step)
         return call.fresh(axis, ceil_division(extent, -step))
@@ -273,6 +276,8 @@ def _position(symbols: Symbols, limit: Dim, index: Dim, extent: Dim) -> Dim | No
     None where its sign, which says from where it counts, is not known.
     """
     low, high = symbols.interval(index)
+    if low >= BEYOND:
+        return limit
     if low >= 0:
         return symbols.minimum(index, limit)
     if high < 0:

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 import onnx
 import pytest
+from bench.onnx_node_cases import cases
 from onnx import ModelProto, numpy_helper
 from shape_check import Witness
 
@@ -18,16 +18,8 @@ from optc.specs.diagnostic import ModelError
 
 Mode = Literal["declared", "symbolic", "known"]
 
-STRIDE = 10
-"""Every so many-th case is tried; `python tests/passes/test_shape_on_node_cases.py` tries all."""
-
-
-def node_cases() -> list[Any]:
-    from onnx.backend.test.case.node import collect_testcases
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return list(collect_testcases(None))
+STRIDE = 3
+"""Every so many-th case is tried here. Run as a script with PYTHONPATH=tests, this file tries all."""
 
 
 def array_of(value: Any) -> Any:
@@ -81,12 +73,11 @@ def test_no_stored_output_contradicts_what_is_inferred(monkeypatch: pytest.Monke
     # A rule that raises on a valid node would be hidden as an unknown shape. An index beyond the
     # axis is met in branches that are never taken.
     monkeypatch.setattr(shape, "BROKEN", (Unknown, IndexError))
-    problems = [p for case in node_cases()[::STRIDE] for p in contradictions(case)]
+    problems = [p for case in list(cases().values())[::STRIDE] for p in contradictions(case)]
     assert problems == []
 
 
 if __name__ == "__main__":
     shape.BROKEN = (Unknown, IndexError)
-    cases = node_cases()
-    problems = [problem for case in cases for problem in contradictions(case)]
-    print(*problems, f"{len(cases)} cases, {len(problems)} contradictions", sep="\n")
+    found = [problem for case in cases().values() for problem in contradictions(case)]
+    print(*found, f"{len(cases())} cases, {len(found)} contradictions", sep="\n")
