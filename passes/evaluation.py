@@ -254,6 +254,7 @@ def _session(model: ModelProto, lent: dict[str, Array]) -> ort.InferenceSession:
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = False  # memory goes back when the session does
     options.intra_op_num_threads = 1  # no pool: starting one takes longer than what is computed
+    options.add_session_config_entry("session.disable_prepacking", "1")  # each runs once
     values = [ort.OrtValue.ortvalue_from_numpy(value) for value in lent.values()]
     if lent:
         options.add_external_initializers(list(lent), values)
