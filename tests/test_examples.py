@@ -1,0 +1,191 @@
+"""The examples do what their READMEs say."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from ruamel.yaml import YAML
+
+from optc.passes import registry
+from optc.specs.check import check
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+OFFLINE = ["classifier", "detector", "ci-gate"]
+FROM_NETWORK = ["ppocr"]
+SPECS = [
+    pytest.param(
+        path.parent.name,
+        path.name,
+        marks=[pytest.mark.network] if path.parent.name in FROM_NETWORK else [],
+        id=f"{path.parent.name}/{path.name}",
+    )
+    for path in sorted(EXAMPLES.glob("*/spec*.yaml"))
+]
+
+Example = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Example:
+    """Return the function from an example's name to a copy of its folder, model made."""
+    folder = tmp_path_factory.mktemp("examples")
+
+    @cache
+    def made(name: str) -> Path:
+        made_here = shutil.ignore_patterns("build", "*.onnx", "*.npz")
+        copy = shutil.copytree(EXAMPLES / name, folder / name, ignore=made_here)
+        make_model(copy)
+        return copy
+
+    return made
+
+
+def make_model(folder: Path) -> bytes:
+    # From another folder, as the commands of the main README do.
+    command = [sys.executable, str(folder / "model.py")]
+    subprocess.run(command, cwd=folder.parent, check=True, capture_output=True)
+    return (folder / "model.onnx").read_bytes()
+
+
+def optc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "optc", *arguments]
+    return subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
+
+
+def manifest_of(package: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((package / "manifest.json").read_text())
+    return manifest
+
+
+def console_of(folder: Path) -> dict[str, str]:
+    """Return what the README of an example shows: command -> output."""
+    blocks = re.findall(r"```console\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    steps = [step for block in blocks for step in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]]
+    return {command: output for command, _, output in (step.partition("\n") for step in steps)}
+
+
+def stages_in(output: str) -> list[str]:
+    """Return the lines that tell stages, without what a new pass or TensorRT changes at once."""
+    lines = re.findall(
+        r"^.*(?:FLOPs in TensorRT|  tensorrt  |  onnxruntime  ).*$", output, re.MULTILINE
+    )
+    return [re.sub(r"\d+ +(?=[\d.]+%)|[\d.]+ MB", "", line).rstrip() for line in lines]
+
+
+def test_every_example_is_listed_and_tested() -> None:
+    folders = sorted(path.parent.name for path in EXAMPLES.glob("*/README.md"))
+    index = (EXAMPLES / "README.md").read_text()
+    assert folders == sorted(OFFLINE + FROM_NETWORK)
+    assert re.findall(r"^- \[(.+?)\]\(\1/\)", index, re.MULTILINE) == OFFLINE + FROM_NETWORK
+    assert {spec.values[0] for spec in SPECS} == {*folders}
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_a_model_has_the_same_bytes_each_time(example: Example, name: str) -> None:
+    folder = example(name)
+    before = (folder / "model.onnx").read_bytes()
+    assert make_model(folder) == before
+
+
+@pytest.mark.parametrize(("name", "spec"), SPECS)
+def test_a_spec_passes_its_check(example: Example, name: str, spec: str) -> None:
+    checked = check(example(name) / spec, known_passes=registry.names)
+    assert checked.outline_ok
+    assert not checked.notes
+
+
+def test_the_classifier_becomes_one_engine_without_batch_normalisation(example: Example) -> None:
+    folder = example("classifier")
+    done = optc(folder, "compile", "spec.yaml")
+    assert done.returncode == 0, done.stderr
+    package = folder / "build" / "spec"
+    (stage,) = manifest_of(package)["stages"]
+    assert stage["runtime"] == "tensorrt"
+    assert set(stage["engines"]) == {"ampere", "ada"}
+    ops = {node.op_type for node in onnx.load(package / "model.onnx").graph.node}
+    assert "BatchNormalization" not in ops
+    shown = console_of(folder)["optc compile spec.yaml"]
+    assert stages_in(shown) == stages_in(done.stdout)
+
+    image = np.random.default_rng(0).standard_normal((3, 3, 128, 128)).astype(np.float32)
+    np.savez(folder / "in.npz", image=image)
+    done = optc(folder, "run", "build/spec", "--inputs", "in.npz", "--outputs", "out.npz")
+    assert done.returncode == 0, done.stderr
+    (expected,) = ort.InferenceSession(folder / "model.onnx").run(None, {"image": image})
+    with np.load(folder / "out.npz") as found:
+        np.testing.assert_allclose(found["probability"], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_detector_is_cut_at_its_backbone_and_before_what_is_refused(example: Example) -> None:
+    folder = example("detector")
+    done = optc(folder, "compile", "spec.yaml")
+    assert done.returncode == 0, done.stderr
+    backbone, head, post = manifest_of(folder / "build" / "spec")["stages"]
+    assert [s["runtime"] for s in (backbone, head, post)] == ["tensorrt", "tensorrt", "onnxruntime"]
+    assert backbone["outputs"] == ["/backbone/out"]
+    assert backbone["why"] == head["why"] == []
+    refused = post["why"][0]
+    assert (refused["op"], refused["by"]) == ("NonMaxSuppression", "builder")
+    shown = console_of(folder)["optc compile spec.yaml"]
+    assert stages_in(shown) == stages_in(done.stdout)
+
+
+def test_a_gate_that_holds_exits_0_and_one_that_does_not_3(example: Example) -> None:
+    folder = example("ci-gate")
+    shown = console_of(folder)
+    for spec, code in (("spec-pass", 0), ("spec-fail", 3)):
+        done = optc(folder, "compile", f"{spec}.yaml")
+        assert done.returncode == code, done.stderr
+        assert ("error[gate-max-engines]" in done.stderr) == (code == 3)
+        assert stages_in(shown[f"optc compile {spec}.yaml"]) == stages_in(done.stdout)
+        assert (folder / "build" / spec / "manifest.json").is_file()
+    assert done.stderr.strip() in shown["optc compile spec-fail.yaml"]
+
+
+def test_the_workflow_compiles_the_spec_beside_it() -> None:
+    folder = EXAMPLES / "ci-gate"
+    job = YAML(typ="safe").load(folder / "workflow.yml")["jobs"]["gate"]
+    runs = [step["run"] for step in job["steps"] if "run" in step]
+    (compiles,) = [run.split() for run in runs if run.startswith("optc compile")]
+    assert (folder / compiles[2]).is_file()
+    uploaded = job["steps"][-1]["with"]["path"]
+    assert job["defaults"]["run"]["working-directory"] + "/" + compiles[4] == uploaded
+
+
+@pytest.mark.network
+def test_the_ppocr_detector_becomes_one_engine(example: Example) -> None:
+    folder = example("ppocr")
+    done = optc(folder, "compile", "spec.yaml")
+    assert done.returncode == 0, done.stderr
+    assert [s["runtime"] for s in manifest_of(folder / "build" / "spec")["stages"]] == ["tensorrt"]
+    shown = console_of(folder)["optc compile spec.yaml"]
+    assert stages_in(shown) == stages_in(done.stdout)
+
+
+def test_without_a_package_index_the_ppocr_example_says_so(tmp_path: Path) -> None:
+    model = shutil.copy(EXAMPLES / "ppocr" / "model.py", tmp_path)
+    offline = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
+    done = subprocess.run(
+        [sys.executable, str(model)],
+        env=os.environ | offline,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "needs a network" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "model.onnx").exists()
