@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import mmap
 import os
 import stat
 from collections import Counter
@@ -44,6 +45,7 @@ from onnx import (
 )
 
 from optc.optimizer.file_kind import kind_of, kind_of_folder
+from optc.optimizer.hollow import hollow
 from optc.passes.graph import (
     DEFAULT_DOMAINS,
     MAX_BODY_DEPTH,
@@ -86,7 +88,8 @@ class ModelFile:
 
     Attributes:
         path: As it was given.
-        proto: The model. External data stays where it is; initialisers refer to it.
+        proto: The model. External data stays where it is, and so does that of large tensors inside
+            the file: initialisers refer to it.
         bytes: Size of the file and of the files with its external data together.
         external: Files with external data, each once.
     """
@@ -120,20 +123,22 @@ def read_model(path: Path) -> ModelFile:
             fault are named at once.
     """
     data = _bytes_of(path)
+    size = len(data)
+    hollowed = hollow(data, path.name)
     model = ModelProto()
     try:
-        model.ParseFromString(data)
+        model.ParseFromString(bytes(data) if hollowed is None else hollowed)
     except DecodeError as error:
-        raise _not_onnx(path, data, str(error)) from error
+        raise _not_onnx(path, bytes(data), str(error)) from error
     if not model.HasField("graph") or model.ir_version < 1:
-        raise _not_onnx(path, data, "it holds no graph")
+        raise _not_onnx(path, bytes(data), "it holds no graph")
     _check_versions(path, model)
     external = _ExternalFiles(path)
     faults = _Inspection(external).faults(model)
     if faults:
         raise ModelError(*faults)
-    files = external.files()
-    size = len(data) + sum(file.stat().st_size for file in files)
+    files = tuple(file for file in external.files() if file != path.parent / path.name)
+    size += sum(file.stat().st_size for file in files)
     return ModelFile(path, model, size, files)
 
 
@@ -174,7 +179,8 @@ def _fault(code: str, problem: str, todo: str | None = "export the model again")
 # --- the file ------------------------------------------------------------------------------------
 
 
-def _bytes_of(path: Path) -> bytes:
+def _bytes_of(path: Path) -> memoryview:
+    """Return the file at ``path``, mapped: what nobody looks at is not read."""
     try:
         info = path.stat()
         if stat.S_ISDIR(info.st_mode):
@@ -192,7 +198,10 @@ def _bytes_of(path: Path) -> bytes:
                 f"the model `{path}` has {info.st_size / 2**30:.1f} GiB, an ONNX file has at most 2",
                 "save it with external data: `onnx.save(model, path, save_as_external_data=True)`",
             )
-        return path.read_bytes()
+        if info.st_size == 0:
+            return memoryview(b"")
+        with path.open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except FileNotFoundError as error:
         raise _fault("model-not-found", f"there is no model `{path}`", None) from error
     except OSError as error:

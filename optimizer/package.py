@@ -183,8 +183,9 @@ class WeightStore:
 
     `for_stage` and `for_model` are what `optc.passes.graph.export_model` takes as ``place``: a
     constant is streamed to ``stages/weights/model.bin``, unless the same bytes are there already,
-    and the model gets a tensor that refers to it. onnx, ONNX Runtime and TensorRT's parser refuse
-    external data outside a model's own folder, so stages and the whole model name it differently.
+    and the model gets a tensor that refers to it. From then on its values are mapped from there.
+    onnx, ONNX Runtime and TensorRT's parser refuse external data outside a model's own folder, so
+    stages and the whole model name it differently.
     """
 
     _FILE = "model.bin"
@@ -213,6 +214,8 @@ class WeightStore:
     def _placed(self, constant: gs.Constant, location: str) -> TensorProto | None:
         from onnx import TensorProto
 
+        from optc.passes.graph import StoredValues
+
         values = constant._values
         if values.nbytes <= SHARED_BYTES:
             return None
@@ -225,9 +228,11 @@ class WeightStore:
                 dims=constant.shape,
                 data_location=TensorProto.EXTERNAL,
             )
-            entry.external_data.add(key="location")
+            entry.external_data.add(key="location", value=self._FILE)
             entry.external_data.add(key="offset", value=str(self._offset_of(data)))
             entry.external_data.add(key="length", value=str(data.nbytes))
+            if isinstance(values, np.ndarray):  # now that it is in the file, let go of the memory
+                values = constant._values = StoredValues(entry, self._path.parent)
             self._known[id(values)] = (weakref.ref(values), entry)
         else:
             return None
