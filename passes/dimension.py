@@ -21,6 +21,10 @@ Interval = tuple[float, float]
 """Lowest and highest value, both included. Whole numbers, or minus and plus infinity."""
 
 
+LONG = 256
+"""Terms from which on a sum is neither divided out nor bounded as tightly: both take long then."""
+
+
 @dataclass(frozen=True, slots=True)
 class Symbol:
     """A named unknown integer."""
@@ -274,7 +278,7 @@ def interval(dim: Dim, ranges: Mapping[str, Interval]) -> Interval:
     if not isinstance(dim, Expression):
         return dim, dim
     low, high = _naive(dim, ranges)
-    if len(dim.terms) > 1 and any(c < 0 for m, c in dim.terms.items() if m):
+    if 1 < len(dim.terms) <= LONG and any(c < 0 for m, c in dim.terms.items() if m):
         for bounds in (_monotone(dim, ranges), _without_rounding(dim, ranges)):
             low, high = max(low, bounds[0]), min(high, bounds[1])
     return low, high
@@ -332,7 +336,7 @@ def _floor_division(dividend: Dim, divisor: Dim) -> Dim:
         return _over_number(dividend, divisor)
     if dividend == 0:
         return 0
-    if (exact := _exact_quotient(dividend, divisor)) is not None:
+    if len(_terms(dividend)) <= LONG and (exact := _exact_quotient(dividend, divisor)) is not None:
         return exact
     dividend, divisor = _without_common_factor(dividend, divisor)
     if isinstance(divisor, int):
