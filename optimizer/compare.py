@@ -229,10 +229,17 @@ def _compare_numbers(expected: Array, found: Array, tolerance: Tolerance) -> Dif
         total / counted if counted else 0.0,
         max_rel,
         index,
-        None if index is None else wide(expected[index]).item(),
-        None if index is None else wide(found[index]).item(),
+        None if index is None else _shortest(expected[index]),
+        None if index is None else _shortest(found[index]),
         scores.bands(),
     )
+
+
+def _shortest(value: Any) -> Any:
+    """Return a float of whatever type as the shortest decimal that stands for it: 0.1, not 0.1000…01."""
+    if value.dtype.kind == "c":
+        return complex(value)
+    return float(str(value)) if value.dtype.kind == "f" else float(value)
 
 
 def _compare_exactly(expected: Array, found: Array) -> Difference:

@@ -1,13 +1,18 @@
 """Where two models that should give the same numbers part ways: the first tensor that differs.
 
 Tensors that bear one name in both models are compared, a few at a time, so that no more of them are
-in memory at once than `AT_ONCE`. The search narrows down: of the tensors that lead to one that
-differs, those that lead to one that agrees are done with.
+in memory at once than `AT_ONCE`. That they mean the same in both is what every pass promises: a
+value that is left keeps its name.
+
+The search narrows down: of the tensors that lead to one that differs, those that lead to one that
+agrees are taken to agree. That is a guess, as a maximum or a threshold can hide a difference; only
+floats count for it, and in the end the nearest tensors before the one that was found are looked at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto
 
-from optc.optimizer.compare import Difference, Tolerance, compare
+from optc.optimizer.compare import Difference, Tolerance, compare, is_inexact
 from optc.optimizer.noise import Noise, floors_covering
 from optc.optimizer.reference import Model, Rejected, flattened
 from optc.optimizer.runtime import Device
@@ -57,6 +62,19 @@ class FirstDifference:
             "stage": self.stage,
             **self.difference.as_json(),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What looking at some tensors gave.
+
+    Attributes:
+        off: Those that differ, and how.
+        telling: Those that agree and would show it if what they are computed from did not.
+    """
+
+    off: Mapping[str, Difference]
+    telling: AbstractSet[str]
 
 
 class Compared(Protocol):
@@ -121,11 +139,11 @@ class Search:
             return None  # an input or a constant, handed through
         leading = self.original.leading_to(output)
 
-        def differing(names: Sequence[str]) -> dict[str, Difference]:
+        def differing(names: Sequence[str]) -> Looked:
             def found(part: Sequence[str]) -> Mapping[str, Any]:
                 return whole.variant(part).run(feeds)
 
-            return self._differing(self.original, self.noise, feeds, names, found)
+            return self._looked_at(self.original, self.noise, feeds, names, found)
 
         candidates = [name for name in makers if name in new_makers and name in leading]
         first = first_of(candidates, self.original.dataflow, differing)
@@ -146,7 +164,7 @@ class Search:
         kept = self.package.run(feeds, target=target.name, device=self.device, keep=[*made_in])
         noise = Noise(whole)
         for name, stage in made_in.items():
-            off = self._differing(whole, noise, feeds, [name], lambda part: kept)
+            off = self._looked_at(whole, noise, feeds, [name], lambda part: kept).off
             if off:
                 node = makers[name]
                 return FirstDifference(
@@ -154,40 +172,41 @@ class Search:
                 )
         return None
 
-    def _differing(
+    def _looked_at(
         self,
         model: Model,
         noise: Noise,
         feeds: Mapping[str, Array],
         names: Sequence[str],
         run: Callable[[Sequence[str]], Mapping[str, Any]],
-    ) -> dict[str, Difference]:
-        """Return those of ``names`` where ``run`` differs from ``model`` beyond its noise."""
+    ) -> Looked:
+        """Compare what ``run`` gives for ``names`` with what ``model`` gives."""
         try:
             expected, found = flattened(model.variant(names).run(feeds)), flattened(run(names))
         except Rejected:
             # One of them cannot be made an output. Alone, it cannot be looked at.
             half = len(names) // 2
             parts = (names[:half], names[half:]) if half else ()
-            split = [self._differing(model, noise, feeds, part, run) for part in parts]
-            return {name: difference for part in split for name, difference in part.items()}
-        off = {
-            name: difference
-            for name in names
-            if name in expected and name in found  # sequences and maps are not
-            if not (difference := compare(expected[name], found[name], self.tolerance)).agrees
-        }
-        if not off:
-            return {}
-        _, covered = floors_covering(
-            noise,
-            feeds,
-            {name: expected[name] for name in off},
-            {name: found[name] for name in off},
-            self.tolerance,
-            list(off),
-        )
-        return {name: difference for name, difference in off.items() if name not in covered}
+            split = [self._looked_at(model, noise, feeds, part, run) for part in parts]
+            return Looked(
+                {name: difference for each in split for name, difference in each.off.items()},
+                {name for each in split for name in each.telling},
+            )
+        common = [name for name in names if name in expected and name in found]  # no sequences
+        differences = {n: compare(expected[n], found[n], self.tolerance) for n in common}
+        off = {name: each for name, each in differences.items() if not each.agrees}
+        telling = {n for n in common if n not in off and is_inexact(expected[n])}
+        if off:
+            _, covered = floors_covering(
+                noise,
+                feeds,
+                {name: expected[name] for name in off},
+                {name: found[name] for name in off},
+                self.tolerance,
+                list(off),
+            )
+            off = {name: each for name, each in off.items() if name not in covered}
+        return Looked(off, telling)
 
 
 def _makers(model: Model) -> dict[str, NodeProto]:
@@ -198,31 +217,52 @@ def _makers(model: Model) -> dict[str, NodeProto]:
 def first_of(
     candidates: Sequence[str],
     dataflow: nx.DiGraph,
-    differing: Callable[[Sequence[str]], Mapping[str, Difference]],
+    look: Callable[[Sequence[str]], Looked],
 ) -> tuple[str, Difference] | None:
-    """Return the first of ``candidates`` that differs, though all that leads to it agrees.
+    """Return the first of ``candidates`` that differs, though what leads to it agrees.
 
     Args:
         candidates: Names of tensors, in topological order.
         dataflow: The tensors; an edge from what is read to what is made.
-        differing: Returns those of the names it is given that differ, and how.
+        look: Looks at the tensors it is given.
     """
     found: tuple[str, Difference] | None = None
-    left = list(candidates)
+    left, untested, leading = list(candidates), set(candidates), set(candidates)
+    cleared: set[str] = set()
+    coming_back = False
     while left:
         sample = _spread(left)
-        off = differing(sample)
-        done = set(sample)
-        for name in sample:
-            if name not in off:
-                done |= nx.ancestors(dataflow, name)
-        if off:
-            name = next(name for name in sample if name in off)
-            found = name, off[name]
-            leading = nx.ancestors(dataflow, name)
-            left = [other for other in left if other in leading]
-        left = [name for name in left if name not in done]
+        untested -= set(sample)
+        looked = look(sample)
+        off = next((name for name in sample if name in looked.off), None)
+        if off is not None:
+            found, leading = (off, looked.off[off]), nx.ancestors(dataflow, off)
+            if coming_back:
+                cleared = set()  # something hid the difference: the guesses were wrong
+        for name in looked.telling:
+            cleared |= nx.ancestors(dataflow, name)
+        open_ = (untested & leading) - cleared
+        coming_back = not open_ and found is not None
+        if coming_back and found is not None:
+            open_ = untested & _nearest(found[0], dataflow, set(candidates))
+        left = [name for name in candidates if name in open_]
     return found
+
+
+def _nearest(name: str, dataflow: nx.DiGraph, among: AbstractSet[str]) -> set[str]:
+    """Return those of ``among`` that lead to ``name`` with none of them in between."""
+    near: set[str] = set()
+    seen, pending = {name}, [name]
+    while pending:
+        for before in dataflow.predecessors(pending.pop()):
+            if before in seen:
+                continue
+            seen.add(before)
+            if before in among:
+                near.add(before)
+            else:
+                pending.append(before)
+    return near
 
 
 def _spread(names: Sequence[str]) -> list[str]:

@@ -64,6 +64,9 @@ LOWER_IR_VERSION = 10
 """ONNX Runtime 1.20 reads it. What later versions added is metadata, and types that a runtime of
 that age refuses in any case."""
 
+SHAPE_OPS = ("Shape", "Size", "EyeLike", "RandomNormalLike", "RandomUniformLike")
+"""Ops that read the shape of their input and not its values."""
+
 LIFTED_BYTES = 1024
 """Float weights from this size on are kept outside the model and shared by its variants."""
 
@@ -259,7 +262,7 @@ class Model:
 
     @cached_property
     def parts(self) -> tuple[ModelProto, dict[str, Array]]:
-        """The model without its large float weights, and these by name.
+        """The model without the large float weights of its main graph, and these by name.
 
         Those in external files are mapped, not read.
         """
@@ -283,12 +286,15 @@ class Model:
         """The tensors of the main graph; an edge goes from what a node reads to what it makes.
 
         In the order of the file, which is a topological one. A tensor's attribute ``node`` is the
-        NodeProto that makes it. A body's reads count as its node's.
+        NodeProto that makes it. A body's reads count as its node's. What reads no more than the
+        shape of a tensor does not depend on its values, so there is no edge.
         """
         tensors = nx.DiGraph()
         for node in self.parts[0].graph.node:
             made = [name for name in node.output if name]
             tensors.add_nodes_from(made, node=node)
+            if node.op_type in SHAPE_OPS:
+                continue
             tensors.add_edges_from((read, name) for read in _reads(node) for name in made)
         return tensors
 
@@ -396,7 +402,10 @@ def _copied(node: NodeProto) -> NodeProto:
 
 
 def _small_float_constants(graph: GraphProto) -> Iterable[tuple[str, TensorProto]]:
-    """Yield the float constants that stand in the model itself, bodies included."""
+    """Yield the float constants that stand in the model itself, bodies included.
+
+    Exporters call many of them alike, so each is given with a name of its own.
+    """
     tensors = list(graph.initializer)
     for node in nodes_of(graph):
         for attribute in node.attribute:
@@ -407,7 +416,7 @@ def _small_float_constants(graph: GraphProto) -> Iterable[tuple[str, TensorProto
     for index, tensor in enumerate(tensors):
         in_file = tensor.data_location == TensorProto.EXTERNAL
         if not in_file and is_float(helper.tensor_dtype_to_np_dtype(tensor.data_type)):
-            yield tensor.name or f"constant {index}", tensor
+            yield f"{index}: {tensor.name}", tensor
 
 
 def _reads(node: NodeProto) -> set[str]:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from onnx import helper
 
 from optc.optimizer.arrays import dtype_of, read_arrays
-from optc.optimizer.compare import Difference, Tolerance, compare, is_inexact, number
+from optc.optimizer.compare import Difference, Tolerance, compare, is_inexact
 from optc.optimizer.feed import checked_feed
 from optc.optimizer.first_difference import Compared, FirstDifference, Search
 from optc.optimizer.made_up import LIMIT_BYTES, At, bytes_needed, made_up, sizes
@@ -232,7 +232,7 @@ def verify(
         InputError: If a file of ``data`` is not an input of the model.
         ModelError: ``cannot-run-original``.
     """
-    run = _Run(package, Model(model), Verification(model, tolerance), device, step)
+    run = _Run(package, Model(model), Verification(model, tolerance), device, step=step)
     manifest = package.manifest
     for case in (*_made_up_cases(manifest, run.result, seed), *_data_cases(manifest, data)):
         run.compare(case, _groups(manifest))
@@ -251,10 +251,10 @@ def quick_check(
     Raises:
         ModelError: ``cannot-run-original``.
     """
-    run = _Run(package, Model(model), Verification(model, QUICK), device, lambda text: None)
+    run = _Run(package, Model(model), Verification(model, QUICK), device, quick=True)
     result, manifest = run.result, package.manifest
     for case in itertools.islice(_made_up_cases(manifest, result, seed), 1):
-        run.compare(case, _groups(manifest)[:1], locate=False)
+        run.compare(case, _groups(manifest)[:1])
     run.conclude()
     soft = {"verify-not-met", "nothing-verified"}
     result.notes += [
@@ -352,12 +352,16 @@ class _Run:
         original: Model,
         result: Verification,
         device: Device,
-        step: Callable[[str], None],
+        *,
+        quick: bool = False,
+        step: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.result = result
         self._package = package
         self._original = original
-        self._noise = Noise(original)
+        self._noise = Noise(original, more=not quick)
+        self._quick = quick
+        self._first_told = False
         self._device = device
         self._step = step
         self._compared = 0
@@ -372,9 +376,7 @@ class _Run:
                 )
             )
 
-    def compare(
-        self, case: Case, groups: Sequence[tuple[Target, ...]], *, locate: bool = True
-    ) -> None:
+    def compare(self, case: Case, groups: Sequence[tuple[Target, ...]]) -> None:
         """Run both models on ``case`` and compare every output, for each group of targets."""
         self._step(f"verifying: {case.name}")
         feeds = case.make()
@@ -390,7 +392,7 @@ class _Run:
             found = self._found(case, feeds, group)
             if found is not None:
                 self._compared += 1
-                self._judge(case, feeds, expected, found, group, locate=locate)
+                self._judge(case, feeds, expected, found, group)
 
     def _found(
         self, case: Case, feeds: Mapping[str, Array], group: Sequence[Target]
@@ -421,8 +423,6 @@ class _Run:
         expected: Mapping[str, Array],
         found: Mapping[str, Array],
         group: Sequence[Target],
-        *,
-        locate: bool,
     ) -> None:
         tolerance = self.result.tolerance
         differences = {
@@ -452,7 +452,8 @@ class _Run:
                 case.name, targets, name, verdict, differences.get(name), floors.get(name), rows
             )
             self.result.findings.append(finding)
-            if verdict == "not met" and name in found and locate and self.result.first is None:
+            unsolved = verdict == "not met" and name in found and self.result.first is None
+            if unsolved and not self._quick:
                 self._step(f"verifying: {case.name}, looking for the first difference")
                 search = Search(self._original, self._noise, self._package, tolerance, self._device)
                 self.result.first = search.run(feeds, name, group[0])
@@ -539,7 +540,9 @@ class _Run:
         if finding.floor is not None:
             parts.append(noise_in_words(finding.floor))
         first = self.result.first
-        if first is not None and first.tensor in self._original.leading_to(finding.output):
+        leading = self._original.leading_to(finding.output)
+        if first is not None and first.tensor in leading and not self._first_told:
+            self._first_told = True  # one is enough: outputs mostly fail for the same reason
             parts.append(_first_in_words(first, tolerance))
         return Diagnostic("verify-not-met", "; ".join(parts), self._what_to_do(difference, first))
 
@@ -598,7 +601,7 @@ def noise_in_words(floor: Floor) -> str:
 
 def _values(difference: Difference) -> str:
     index = list(difference.worst or ())
-    return f"at {index} it is {number(difference.found)}, not {number(difference.expected)}"
+    return f"at {index} it is {difference.found!r}, not {difference.expected!r}"
 
 
 def _targets(names: Sequence[str]) -> str:

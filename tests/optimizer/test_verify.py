@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import networkx as nx
 import numpy as np
 import onnx
 import pytest
@@ -12,7 +13,8 @@ from model_package import manifest_of, model_of, stage_of
 from onnx import numpy_helper
 
 from optc.optimizer.arrays import write_arrays
-from optc.optimizer.compare import Tolerance
+from optc.optimizer.compare import Difference, Tolerance
+from optc.optimizer.first_difference import Looked, first_of
 from optc.optimizer.package import writing
 from optc.optimizer.runtime import Package, load
 from optc.optimizer.verify import Unwritten, Verification, quick_check, verify
@@ -154,11 +156,6 @@ def test_a_stage_that_differs_from_the_whole_is_named(tmp_path: Path) -> None:
 
 def test_a_difference_in_a_branch_is_not_hidden_by_a_sound_neighbour() -> None:
     """Tensors of one branch stand before those of the other; only the join shows both."""
-    import networkx as nx
-
-    from optc.optimizer.compare import Difference
-    from optc.optimizer.first_difference import first_of
-
     flow = nx.DiGraph()
     left = [f"l{i}" for i in range(40)]
     right = [f"r{i}" for i in range(400)]
@@ -168,15 +165,38 @@ def test_a_difference_in_a_branch_is_not_hidden_by_a_sound_neighbour() -> None:
     bad = {*left[23:], "join"}
     asked: list[int] = []
 
-    def differing(names: Sequence[str]) -> dict[str, Difference]:
+    def look(names: Sequence[str]) -> Looked:
         asked.append(len(names))
-        return {name: Difference((), (), 1, 1) for name in names if name in bad}
+        off = {name: Difference((), (), 1, 1) for name in names if name in bad}
+        return Looked(off, set(names) - bad)
 
-    found = first_of([*left, *right, "join"], flow, differing)
+    found = first_of([*left, *right, "join"], flow, look)
     assert found is not None
     assert found[0] == "l23"
     assert max(asked) <= 16
     assert len(asked) <= 6
+
+
+def test_a_maximum_that_hides_the_difference_does_not_mislead_the_search() -> None:
+    """`m` agrees though all before it is off; the search comes back to what stands before `y`."""
+    flow = nx.DiGraph()
+    chain = [f"t{i}" for i in range(100)]
+    flow.add_edges_from(pairwise(chain))
+    flow.add_edges_from([("t99", "m"), ("t99", "y"), ("m", "y")])
+    bad = {*chain[40:], "y"}
+
+    asked = 0
+
+    def look(names: Sequence[str]) -> Looked:
+        nonlocal asked
+        asked += 1
+        off = {name: Difference((), (), 1, 1) for name in names if name in bad}
+        return Looked(off, set(names) - bad)
+
+    found = first_of([*chain, "m", "y"], flow, look)
+    assert found is not None
+    assert found[0] == "t40"
+    assert asked <= 6
 
 
 def test_a_missing_output_is_a_failure(tmp_path: Path) -> None:
