@@ -57,14 +57,17 @@ def prepare(checked: CheckedSpec, progress: Progress, after: AfterPass | None = 
     kept = points | _boundary(graph, selected)
 
     progress.step("running graph passes")
-    report = optimise(graph, registry.passes(spec.passes.disable), points=kept, after=after)
+    ranges = _ranges(checked)
+    report = optimise(
+        graph, registry.passes(spec.passes.disable), points=kept, ranges=ranges, after=after
+    )
     finish(graph)
     for node in all_nodes(graph):  # finish() makes nodes that stand for none
         if node.name not in report.origins:
             report.origins = {**report.origins, node.name: ()}
 
     progress.step("inferring shapes")
-    shapes = infer(graph, opset=graph.opset)
+    shapes = infer(graph, opset=graph.opset, ranges=ranges)
     annotate(graph, shapes)
     off = by_rule(graph)
     off.update(_off_by_spec(graph, report, selected))
@@ -78,6 +81,18 @@ def prepare(checked: CheckedSpec, progress: Progress, after: AfterPass | None = 
         fallback=spec.fallback.runtime,
     )
     return Prepared(checked, model, graph, report, shapes, question, _notes(checked, graph, points))
+
+
+def _ranges(checked: CheckedSpec) -> dict[str, tuple[int, int]]:
+    """Return the smallest and largest extent of each symbol of the inputs, over all profiles."""
+    symbols = {a for given in checked.inputs.values() for a in given.shape if isinstance(a, str)}
+    return {
+        name: (
+            min(profile[name].min for profile in checked.profiles),
+            max(profile[name].max for profile in checked.profiles),
+        )
+        for name in symbols
+    }
 
 
 def _selected(graph: gs.Graph, checked: CheckedSpec) -> dict[str, str]:

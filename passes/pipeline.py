@@ -8,7 +8,7 @@ has not changed since it last had nothing to do.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
@@ -85,6 +85,7 @@ def optimise(
     passes: Sequence[Pass],
     *,
     points: Iterable[str] = (),
+    ranges: Mapping[str, tuple[int, int]] | None = None,
     after: AfterPass | None = None,
 ) -> PipelineReport:
     """Run ``passes`` on ``graph``, in place, until none has anything left to do.
@@ -93,12 +94,13 @@ def optimise(
         graph: In normal form (`passes.graph.import_model`).
         passes: In running order.
         points: Names of tensors that must stay, besides the outputs.
+        ranges: Symbol -> its smallest and largest extent; the result need be right only for these.
         after: Sees the graph after each run that changed it: for dumps and for proofs.
 
     Raises:
         PassError: If a pass leaves the graph broken; it names the pass and what is wrong.
     """
-    return _Run(graph, passes, frozenset(points), after).to_fixpoint()
+    return _Run(graph, passes, frozenset(points), ranges, after).to_fixpoint()
 
 
 class _Run:
@@ -107,11 +109,13 @@ class _Run:
         graph: gs.Graph,
         passes: Sequence[Pass],
         points: frozenset[str],
+        ranges: Mapping[str, tuple[int, int]] | None,
         after: AfterPass | None,
     ) -> None:
         self.graph = graph
         self.passes = passes
         self.points = points
+        self.ranges = ranges
         self.after = after
         self.version = 0  # counts changes; what was computed from an older graph is stale
         self.records = {p.name: PassRecord(p.name) for p in passes}
@@ -166,7 +170,8 @@ class _Run:
     def shapes(self) -> Shapes:
         """Return shapes as of the present version, computed once a version."""
         if self._shapes is None or self._shapes[0] != self.version:
-            self._shapes = (self.version, infer(self.graph, opset=self.graph.opset))
+            shapes = infer(self.graph, opset=self.graph.opset, ranges=self.ranges)
+            self._shapes = (self.version, shapes)
         return self._shapes[1]
 
     def note(self, record: PassRecord, report: Report) -> None:
