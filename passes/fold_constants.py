@@ -17,9 +17,9 @@ An If, Loop or Scan folds as a whole where all that its bodies read from outside
 
 Skips, with the reason in the report:
 - what makes the model grow. A value of more than 64 KiB must be paid for by the constants that are
-  gone with it: ConstantOfShape, Expand or Tile turn a few bytes into hundreds of megabytes, and a
-  transposed copy beside a weight that is still read doubles it. What lies behind such a value folds
-  where its own result is small;
+  gone with it, or all such values together be a small share of the model: ConstantOfShape, Expand or
+  Tile turn a few bytes into hundreds of megabytes, and a transposed copy beside a weight that is still
+  read doubles it. What lies behind such a value folds where its own result is small;
 - quantised weights (DequantizeLinear, QuantizeLinear of a constant): they say in which precision the
   reader is to compute;
 - what neither ONNX Runtime nor the reference can compute.
@@ -48,6 +48,9 @@ from optc.passes.graph import (
 
 GROWTH_BYTES = 64 * 1024
 """A value of up to this many bytes folds, whatever it is made from."""
+
+GROWTH_SHARE = 50
+"""All larger values together may add one byte to this many of the graph's constants."""
 
 HUGE_BYTES = 2**30
 """A node that makes more than this is not computed, however little is left of it in the end."""
@@ -188,7 +191,10 @@ class _Folding:
 
         Each byte of a constant that is gone pays for one byte of one value.
         """
+        if all(size <= GROWTH_BYTES for size in sizes.values()):
+            return {}
         unspent: dict[int, int] = {}
+        allowance = _constant_bytes(self.graph) // GROWTH_SHARE
         growing = {}
         for name, node in wanted.items():
             if sizes.get(name, 0) <= GROWTH_BYTES:
@@ -199,7 +205,9 @@ class _Folding:
                 paid = min(left, price)
                 unspent[id(constant)] -= paid
                 price -= paid
-            if price > 0:
+            if price <= allowance:
+                allowance -= price
+            else:
                 growing[node.name] = f"the model would grow by {sizes[name]:,} bytes"
         return growing
 
@@ -221,6 +229,17 @@ class _Folding:
                 ):
                     found[id(tensor)] = tensor
         return list(found.values())
+
+
+def _constant_bytes(graph: gs.Graph) -> int:
+    """Return the bytes of all constants that ``graph`` and its bodies read."""
+    found = {
+        id(tensor): tensor._values.nbytes
+        for node in all_nodes(graph)
+        for tensor in node.inputs
+        if is_constant(tensor)
+    }
+    return sum(found.values())
 
 
 def _all_reads(node: gs.Node) -> Iterator[gs.Tensor]:

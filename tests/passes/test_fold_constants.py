@@ -94,10 +94,10 @@ def test_a_large_value_folds_where_what_follows_from_it_is_small() -> None:
     assert_same_numbers(before, after, rtol=0)
 
 
-def large_model(nodes: str, outputs: str) -> onnx.ModelProto:
-    """Return a model with a weight `w` of 160 kB."""
-    model = onnx.parser.parse_model(f"{HEAD} g (float[1,200] x) => ({outputs}) {{ {nodes} }}")
-    weight = np.random.default_rng(0).standard_normal((200, 200)).astype(np.float32)
+def large_model(nodes: str, outputs: str, rows: int = 200) -> onnx.ModelProto:
+    """Return a model with a weight `w` of 160 kB, or of more rows."""
+    model = onnx.parser.parse_model(f"{HEAD} g (float[1,{rows}] x) => ({outputs}) {{ {nodes} }}")
+    weight = np.random.default_rng(0).standard_normal((rows, 200)).astype(np.float32)
     model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
     onnx.checker.check_model(model)
     return model
@@ -108,7 +108,8 @@ def folded(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
     report = optimise(graph, [FoldConstants()])
     after = export_model(graph)
     onnx.checker.check_model(after)
-    inputs = {"x": np.ones((1, 200), np.float32)}
+    columns = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    inputs = {"x": np.ones((1, columns), np.float32)}
     for name, value in run(model, inputs).items():
         np.testing.assert_allclose(run(after, inputs)[name], value, rtol=1e-3)
     return after, report.records[0].skipped
@@ -141,6 +142,17 @@ def test_one_weight_pays_for_one_copy_only() -> None:
     )
     assert len(after.graph.node) == 4
     assert set(skipped) == {"a", "b"}
+
+
+def test_a_large_value_folds_where_it_is_little_beside_the_weights() -> None:
+    shape = "shape = Constant <value = int64[2] {90, 200}> ()"
+    nodes = f"{shape} i = ConstantOfShape (shape) a = MatMul (x, w) y = Sub (a, i)"
+    after, skipped = folded(large_model(nodes, "float[90,200] y"))
+    assert len(after.graph.node) == 3  # 72 kB beside 160 kB
+    assert list(skipped.values()) == ["the model would grow by 72,000 bytes"]
+    after, skipped = folded(large_model(nodes, "float[90,200] y", rows=1000))
+    assert len(after.graph.node) == 2  # beside 800 kB
+    assert not skipped
 
 
 def test_a_large_weight_behind_identities_is_shared_not_copied() -> None:
