@@ -208,7 +208,7 @@ def _compare_numbers(expected: Array, found: Array, tolerance: Tolerance) -> Dif
         counted += int(finite.sum())
         total += float(error[finite].sum())
         max_abs = max(max_abs, float(error[finite].max(initial=0.0)))
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             relative = error / np.abs(want)
             by = np.where(error == 0, 0.0, error / limit)  # limit 0: any error is infinitely far
         usable = np.isfinite(relative)

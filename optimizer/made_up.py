@@ -83,7 +83,7 @@ def made_up(
         KeyError: If ``profile`` lacks a symbol of an input.
     """
     return {
-        name: _values(spec, sizes(spec.shape, profile, at), _generator(seed, name))
+        name: np.asarray(_values(spec, sizes(spec.shape, profile, at), _generator(seed, name)))
         for name, spec in inputs.items()
     }
 
@@ -106,7 +106,8 @@ def _generator(seed: int, name: str) -> np.random.Generator:
 def _values(spec: InputSpec, shape: tuple[int, ...], random: np.random.Generator) -> Array:
     dtype = dtype_of(spec.dtype)
     if dtype.kind in "OSU":
-        return np.array(WORDS, dtype=object)[random.integers(len(WORDS), size=shape)]
+        words = np.array(WORDS, dtype=object)[random.integers(len(WORDS), size=shape)]
+        return np.asarray(words, dtype=object)  # numpy makes a bare str of a scalar
     if dtype.kind == "b":
         return random.integers(2, size=shape).astype(bool)
     if dtype.kind == "c":
