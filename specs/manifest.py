@@ -5,8 +5,8 @@ reading passes over keys it does not know; a file that is renamed, cut short or 
 with one clear error. All paths in it are relative to the package's folder and stay inside it.
 
 Names of dtypes are numpy's and ml_dtypes' (``float32``, ``bool``, ``bfloat16``, ``float8_e4m3fn``,
-``int4``), ``string`` for text. A value that is no tensor has its ONNX type as ``dtype``
-(``sequence(float32)``) and no shape.
+``int4``), ``string`` for text. A value that is no tensor has what it is as ``dtype`` (``sequence``,
+``map``, ``optional``) and no shape.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class TensorType(_Part):
 
     Attributes:
         dtype: A name of numpy or ml_dtypes, such as ``float32`` or ``bfloat16``; ``string`` for
-            text, the ONNX type for what is no tensor.
+            text, ``sequence`` and the like for what is no tensor.
         shape: One entry an axis, outermost first: an extent, or the name of a dynamic axis. Null
             where the rank is not known, and for what is no tensor.
     """
