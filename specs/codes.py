@@ -119,6 +119,7 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
         "made-up-input-rejected": "The original model does not run on made-up input.",
         "made-up-input-too-large": "Made-up input of these extents would take too much memory.",
         "nothing-to-compare": "An output held no number in any case: nothing is known of it.",
+        "output-below-tolerance": "An output was so small that zeros would have passed.",
         "nothing-verified": "In no case both the original and the package ran.",
         "package-does-not-run": "The package does not run on an input that the original runs on.",
         "verify-input-missing": "The original has an input that the package does not have.",
