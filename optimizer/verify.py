@@ -145,6 +145,7 @@ class Verification:
         tolerance: What was asked for.
         reference: What ran the original.
         ran: What ran the package: one report a group of targets.
+        with_engine: Numbers of the stages that are meant to run as engines.
         findings: One for each output of each case.
         not_compared: Cases that could not be run.
         first: The first tensor inside that differs, for the first finding that is not met.
@@ -156,6 +157,7 @@ class Verification:
     tolerance: Tolerance
     reference: str = ""
     ran: dict[str, RunReport] = field(default_factory=dict)
+    with_engine: frozenset[int] = frozenset()
     findings: list[Finding] = field(default_factory=list)
     not_compared: list[NotCompared] = field(default_factory=list)
     first: FirstDifference | None = None
@@ -186,6 +188,14 @@ class Verification:
             "rtol": self.tolerance.rtol,
             "reference": self.reference,
             "ran": [report.as_json() for report in self.ran.values()],
+            "engines_not_run": sorted(
+                {
+                    run.id
+                    for report in self.ran.values()
+                    for run in report.stages
+                    if run.id in self.with_engine and run.runtime != "tensorrt"
+                }
+            ),
             "findings": [finding.as_json() for finding in self.worst_first()],
             "not_compared": [
                 {"case": case.case, "kind": case.kind, "words": case.words}
@@ -366,7 +376,10 @@ class _Run:
         self._step = step
         self._compared = 0
         self._with_values: dict[str, bool] = {}
+        self._largest: dict[str, float] = {}
         result.reference = original.runner.engine
+        stages = package.manifest.stages
+        result.with_engine = frozenset(s.id for s in stages if s.runtime == "tensorrt")
         for name in sorted(set(original.runner.inputs) - {t.name for t in package.manifest.inputs}):
             result.unmet.append(
                 Diagnostic(
@@ -386,8 +399,12 @@ class _Run:
             self._rejected(case, str(error))
             return
         for name, array in expected.items():
-            told = bool(array.size) and (not is_inexact(array) or bool(np.isfinite(array).any()))
-            self._with_values[name] = self._with_values.get(name, False) or told
+            inexact = is_inexact(array)
+            finite = array[np.isfinite(array)] if inexact else array
+            self._with_values[name] = self._with_values.get(name, False) or finite.size > 0
+            if inexact and finite.size:
+                largest = float(np.abs(finite).max())
+                self._largest[name] = max(self._largest.get(name, 0.0), largest)
         for group in groups:
             found = self._found(case, feeds, group)
             if found is not None:
@@ -485,6 +502,7 @@ class _Run:
                     severity="warning",
                 )
             )
+        self._note_below_tolerance()
         told = set()
         for finding in result.worst_first():
             if finding.verdict == "not met" and finding.output not in told:
@@ -497,6 +515,22 @@ class _Run:
                     "in no case the original and the package both ran: nothing is known of what "
                     "the package computes",
                     "give real inputs with `verify: {data: ...}` in the spec, or `--data`",
+                )
+            )
+
+    def _note_below_tolerance(self) -> None:
+        """Say which outputs are so small that the tolerance lets anything like zero pass."""
+        atol = self.result.tolerance.atol
+        small = {name: size for name, size in self._largest.items() if 0 < size <= atol}
+        if small and not self._quick:
+            shown = ", ".join(f"`{name}` (at most {size:.2g})" for name, size in small.items())
+            self.result.notes.append(
+                Diagnostic(
+                    "output-below-tolerance",
+                    f"in every case all of {shown} was below atol {atol:g}: zeros would have passed",
+                    "give real inputs with `verify: {data: ...}` in the spec or `--data`, or ask "
+                    "for a smaller `atol`",
+                    severity="note",
                 )
             )
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
 from optc.optimizer.noise import FACTOR
-from optc.optimizer.runtime import RunReport
+from optc.optimizer.runtime import RunReport, StageRun
 
 if TYPE_CHECKING:
     from optc.optimizer.verify import Finding, Verification
@@ -33,7 +34,8 @@ def text_of(verification: Verification) -> str:
     parts += _score_lines(findings)
     parts.append(_verdict(verification))
     parts.append(f"original: {verification.model} on {verification.reference}")
-    parts += [_where(report) for report in verification.ran.values()]
+    with_engine = verification.with_engine
+    parts += [_where(report, with_engine) for report in verification.ran.values()]
     return "\n".join(parts)
 
 
@@ -117,23 +119,22 @@ def _verdict(verification: Verification) -> str:
     return text
 
 
-def _where(report: RunReport) -> str:
+def _where(report: RunReport, with_engine: AbstractSet[int]) -> str:
     """Return what ran the package; above all whether the engines themselves did."""
-    own = [run for run in report.stages if run.runtime == "tensorrt"]
-    ort = [run for run in report.stages if run.runtime != "tensorrt"]
+    engines = [run for run in report.stages if run.runtime == "tensorrt"]
+    instead = [run for run in report.stages if run not in engines and run.id in with_engine]
+    fallback = [run for run in report.stages if run not in engines and run not in instead]
     parts = []
-    if own:
-        parts.append(f"{_stages([run.id for run in own])} as engines on {own[0].device}")
-    if ort:
-        reasons = dict.fromkeys(run.why for run in ort if run.why)
-        why = f" ({'; '.join(reasons)})" if reasons else ""
-        parts.append(
-            f"{_stages([run.id for run in ort])} as ONNX on ONNX Runtime on the CPU, its "
-            f"optimisations on; no engine was run for them{why}"
-        )
-    return f"package, target {report.target}: {', and '.join(parts) or 'no stage'}"
+    if engines:
+        parts.append(f"{_stages(engines)} as engines on {engines[0].device}")
+    if instead:
+        why = "; ".join(dict.fromkeys(run.why for run in instead if run.why))
+        parts.append(f"{_stages(instead)} as ONNX on ONNX Runtime, NOT as engines ({why})")
+    if fallback:
+        parts.append(f"{_stages(fallback)} on ONNX Runtime, as fallback")
+    return f"package, target {report.target}: {'; '.join(parts)}"
 
 
-def _stages(ids: list[int]) -> str:
-    shown = ", ".join(map(str, ids[:8])) + (", …" if len(ids) > 8 else "")
-    return f"stage{'' if len(ids) == 1 else 's'} {shown}"
+def _stages(runs: Sequence[StageRun]) -> str:
+    shown = ", ".join(str(run.id) for run in runs[:8]) + (", …" if len(runs) > 8 else "")
+    return f"stage{'' if len(runs) == 1 else 's'} {shown}"

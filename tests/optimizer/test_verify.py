@@ -89,10 +89,22 @@ def test_every_profile_is_tried_and_equal_shapes_once(tmp_path: Path) -> None:
 
 
 def test_it_says_that_no_engine_was_run(tmp_path: Path) -> None:
-    text = held(tmp_path, MLP, device="cpu").render()
-    assert "stage 0 as ONNX on ONNX Runtime on the CPU" in text
-    assert "no engine was run" in text
+    with writing(tmp_path / "package") as writer:
+        writer.write("model.onnx", model_of(MLP).SerializeToString())
+        stage = stage_of(writer, 0, MLP, runtime="tensorrt")
+        manifest = manifest_of(MLP, [stage], (BATCH,))
+        package = Unwritten(writer.folder, manifest)
+        result = verify(package, saved(tmp_path, MLP), device="cpu")
+    text = result.render()
+    assert "stage 0 as ONNX on ONNX Runtime, NOT as engines (the CPU was asked for)" in text
     assert "3 of 3 outputs within atol 0.0001, rtol 0.0001" in text
+    assert result.as_json()["engines_not_run"] == [0]
+
+
+def test_a_fallback_stage_is_not_called_a_missing_engine(tmp_path: Path) -> None:
+    result = held(tmp_path, MLP, device="cpu")
+    assert "stage 0 on ONNX Runtime, as fallback" in result.render()
+    assert result.as_json()["engines_not_run"] == []
 
 
 def test_targets_of_the_same_stages_are_run_once(tmp_path: Path) -> None:
@@ -452,6 +464,15 @@ def test_an_output_that_is_always_empty_proves_nothing(tmp_path: Path) -> None:
     result = held(tmp_path, text)
     assert codes(result) == ["nothing-to-compare"]
     assert "`where`" in result.notes[0].problem
+
+
+def test_an_output_below_the_tolerance_proves_little(tmp_path: Path) -> None:
+    text = "g (float[N,4] x) => (float[N,4] y) <float c = {0.00001}> { y = Mul (x, c) }"
+    result = held(tmp_path, text)
+    assert codes(result) == ["output-below-tolerance"]
+    assert result.notes[0].severity == "note"
+    assert result.exit_code == 0
+    assert held(tmp_path / "b", text, tolerance=TIGHT).diagnostics == []
 
 
 # --- for programs --------------------------------------------------------------------------------
