@@ -44,9 +44,6 @@ DEFAULT = Tolerance(atol=1e-4, rtol=1e-4)
 QUICK = Tolerance(atol=1e-3, rtol=1e-3)
 """What the quick check warns beyond: a model that is wrong is off by far more."""
 
-MOST_ROWS = 30
-"""Rows of the table that a person is shown, the worst ones; JSON has all."""
-
 
 class Unwritten(Package):
     """A package that is not in its place yet: nobody has hashed its files, so none is checked."""
