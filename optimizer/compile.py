@@ -280,7 +280,7 @@ def _hold(prepared: Prepared, outcome: Outcome, writer: PackageWriter, progress:
 
     checked = prepared.checked
     asked = checked.spec.verify
-    package = Unwritten(writer.folder, outcome.manifest)
+    package = Unwritten(writer.folder, outcome.manifest, once=asked is None)
     if asked is not None:
         outcome.verification = verify(
             package,

@@ -119,6 +119,9 @@ class OrtRunner:
         options.graph_optimization_level = (
             level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
         )
+        # Its outputs keep an arena alive as a whole, so what runs seldom goes without.
+        options.enable_cpu_mem_arena = optimised
+        options.enable_mem_pattern = optimised
         options.log_severity_level = 4  # the exception says it; stderr need not say it again
         key = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(key, str(folder.resolve()))
@@ -187,6 +190,10 @@ class Model:
             ModelError: ``cannot-run-original`` if neither runtime can load it.
         """
         return self._opened[0]
+
+    def release(self) -> None:
+        """Let go of the runner's memory; it is loaded again when it is asked for."""
+        vars(self).pop("_opened", None)
 
     @cached_property
     def _opened(self) -> tuple[Runner, int | None]:

@@ -98,9 +98,11 @@ class Package:
         last_run: What the last `run` did; None before the first.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, *, once: bool = False) -> None:
+        """Take a package that is in ``path``; ``once`` as for `Executor`."""
         self.path = path
         self.manifest = manifest
+        self._once = once
         self.last_run: RunReport | None = None
         self._executors: dict[tuple[str, bool], Executor] = {}
 
@@ -151,6 +153,7 @@ class Package:
                 [tensor.name for tensor in self.outputs],
                 placement=chosen,
                 check=self._check,
+                once=self._once,
             )
         executor = self._executors[key]
         executor.placement = chosen
@@ -242,6 +245,8 @@ class Executor:
         outputs: Names of the tensors to return.
         placement: Where engines run; None: nowhere, ONNX Runtime runs all.
         check: Called with the path of each file before it is read.
+        once: Whether this is for one run: ONNX Runtime does not optimise, and a stage is let go
+            when it has run.
 
     Attributes:
         runs: Where the stages of the last run ran.
@@ -255,7 +260,9 @@ class Executor:
         *,
         placement: Placement | None = None,
         check: Callable[[str], None] = lambda path: None,
+        once: bool = False,
     ) -> None:
+        self._once = once
         self.placement = placement
         self.runs: tuple[StageRun, ...] = ()
         self._folder = folder
@@ -290,6 +297,8 @@ class Executor:
         for index, stage in enumerate(self._stages):
             results, run = self._run_stage(stage, self._values(values, stage.inputs))
             runs.append(run)
+            if self._once:
+                self._sessions.pop(stage.id, None)
             values |= results
             for name in (*stage.inputs, *stage.outputs):
                 if self._last_reader.get(name, -1) <= index and name not in wanted:
@@ -345,7 +354,7 @@ class Executor:
                 self._check_once(path)
             model = self._folder / stage.model
             try:
-                self._sessions[stage.id] = OrtRunner(model, model.parent, optimised=True)
+                self._sessions[stage.id] = OrtRunner(model, model.parent, optimised=not self._once)
             except ORT_ERRORS as error:
                 raise StageFailed(
                     Diagnostic(

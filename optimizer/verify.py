@@ -392,6 +392,8 @@ class _Run:
         feeds = case.make()
         try:
             expected = flattened(self._original.runner.run(feeds))
+            if self._quick:  # original and package are not in memory at once
+                self._original.release()
         except Rejected as error:
             self._rejected(case, str(error))
             return
