@@ -96,6 +96,11 @@ class Runner(Protocol):
         ...
 
 
+def owned(value: Any) -> Any:
+    """Return ``value`` in memory of its own: an output of ONNX Runtime keeps its whole arena alive."""
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
 class OrtRunner:
     """A model on ONNX Runtime's CPU provider.
 
@@ -119,9 +124,6 @@ class OrtRunner:
         options.graph_optimization_level = (
             level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
         )
-        # Its outputs keep an arena alive as a whole, so what runs seldom goes without.
-        options.enable_cpu_mem_arena = optimised
-        options.enable_mem_pattern = optimised
         options.log_severity_level = 4  # the exception says it; stderr need not say it again
         key = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(key, str(folder.resolve()))

@@ -287,6 +287,8 @@ class Executor:
             InputError: ``unknown-tensor`` if no stage gives a tensor to keep.
             StageFailed: If a runtime does not load or run a stage.
         """
+        from optc.optimizer.reference import owned
+
         wanted = list(dict.fromkeys((*self._outputs, *keep)))
         made = [*feed, *(name for stage in self._stages for name in stage.outputs)]
         for name in keep:
@@ -298,6 +300,7 @@ class Executor:
             results, run = self._run_stage(stage, self._values(values, stage.inputs))
             runs.append(run)
             if self._once:
+                results = {name: owned(value) for name, value in results.items()}
                 self._sessions.pop(stage.id, None)
             values |= results
             for name in (*stage.inputs, *stage.outputs):

@@ -28,7 +28,7 @@ from optc.optimizer.feed import checked_feed
 from optc.optimizer.first_difference import Compared, FirstDifference, Search
 from optc.optimizer.made_up import LIMIT_BYTES, At, bytes_needed, made_up, sizes
 from optc.optimizer.noise import FACTOR, Floor, Noise, floors_covering, paired_rows
-from optc.optimizer.reference import Model, Rejected, flattened
+from optc.optimizer.reference import Model, Rejected, flattened, owned
 from optc.optimizer.runtime import Device, Package, RunReport
 from optc.specs.compile_spec import Range
 from optc.specs.diagnostic import Diagnostic, InputError, NotMetError, OptcError
@@ -393,6 +393,7 @@ class _Run:
         try:
             expected = flattened(self._original.runner.run(feeds))
             if self._quick:  # original and package are not in memory at once
+                expected = {name: owned(value) for name, value in expected.items()}
                 self._original.release()
         except Rejected as error:
             self._rejected(case, str(error))
