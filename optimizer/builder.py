@@ -97,14 +97,15 @@ class Workers:
         self._folder.cleanup()
         os.close(self._lock)
 
-    def start(self, backend: str) -> None:
-        """Start a child in the background, unless one is there already.
+    def start(self, backend: str, children: int = 1) -> None:
+        """Start children in the background, until there are as many as are wanted.
 
         Raises:
             EnvironmentFault: If the backend is not installed (``missing-backend``, ``no-gpu``).
         """
         found = require(backend)
-        if not any(worker.backend == found for worker in self._workers):
+        there = sum(worker.backend == found for worker in self._workers)
+        for _ in range(there, min(children, self.count)):
             self._spawn(found)
 
     @property
@@ -164,6 +165,8 @@ class Workers:
             if on_progress is not None and isinstance(task.job, BuildJob):
                 on_progress(task.job, phase, fraction)
 
+        # What was probed with builds nothing, and would take memory beside what does.
+        self._retire([w for w in self._workers if w.ready and w.task is None and not w.fresh])
         tasks = [_Task(job) for job in jobs]
         self._run(tasks, done, progress)
         return [task.build_result() for task in tasks]

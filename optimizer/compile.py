@@ -214,9 +214,12 @@ def _targets(checked: CheckedSpec, names: Sequence[str]) -> tuple[Target, ...]:
 
 
 def _start(workers: Workers, targets: Sequence[Target]) -> None:
-    """Let TensorRT load in the background while the model is read and optimised."""
+    """Let TensorRT load in the background while the model is read and optimised.
+
+    One child is to ask the parser, one to build: an engine is built in a child that did nothing else.
+    """
     for backend in dict.fromkeys(target.backend for target in targets):
-        workers.start(backend)
+        workers.start(backend, children=2)
 
 
 def _decided(
