@@ -1,0 +1,57 @@
+"""Real exports, compiled the way a user does: what TensorRT refuses is cut out, and no more."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from models.materialise import materialise
+
+from optc.specs.manifest import Manifest
+
+RealModel = Callable[[str], Path]
+
+
+def compiled(model: Path, folder: Path, dims: str) -> Manifest:
+    spec = folder / "spec.yaml"
+    target = '{name: ada, compute_capability: "8.9"}'
+    model_path = json.dumps(str(model))
+    spec.write_text(f"version: 1\nmodel: {model_path}\ndims: {dims}\ntargets: [{target}]\n")
+    command = [sys.executable, "-m", "optc", "compile", "spec.yaml", "-o", "package", "--json"]
+    done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["verification"]["findings"], "the package was not run"
+    assert not result["verification"]["diagnostics"]
+    return Manifest.model_validate_json((folder / "package" / "manifest.json").read_text())
+
+
+def test_the_same_seed_gives_the_same_weights(real_model: RealModel, tmp_path: Path) -> None:
+    first = real_model("dcn_resnet18").read_bytes()
+    assert materialise("dcn_resnet18", tmp_path).read_bytes() == first
+    assert materialise("dcn_resnet18", tmp_path, seed=1).read_bytes() != first
+
+
+def test_a_deformable_convolution_is_cut_out_of_a_backbone(
+    real_model: RealModel, tmp_path: Path
+) -> None:
+    manifest = compiled(real_model("dcn_resnet18"), tmp_path, "{batch: {min: 1, opt: 2, max: 8}}")
+    runtimes = [stage.runtime for stage in manifest.stages_of(manifest.targets[0])]
+    assert runtimes == ["tensorrt", "onnxruntime", "tensorrt", "onnxruntime", "tensorrt"]
+    for stage in manifest.stages:
+        assert [reason.op for reason in stage.why] == ["DeformConv"] * (
+            stage.runtime == "onnxruntime"
+        )
+
+
+def test_a_detector_keeps_its_work_in_engines(real_model: RealModel, tmp_path: Path) -> None:
+    manifest = compiled(real_model("ssd300_vgg16"), tmp_path, "{}")
+    engines = [stage for stage in manifest.stages if stage.runtime == "tensorrt"]
+    assert sum(stage.flops_share for stage in engines) > 0.99
+    refused = {reason.op for stage in manifest.stages for reason in stage.why}
+    assert {"NonZero", "If"} <= refused  # the bodies of the Ifs hold NonMaxSuppression
+    assert np.isclose(sum(stage.flops_share for stage in manifest.stages), 1, atol=1e-4)
