@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
@@ -91,9 +92,13 @@ def compile_package(
         with Workers() as workers:
             _start(workers, wanted)
             prepared = prepare(checked, progress, after)
+            # Known by the time it is written down: hashing and building are done side by side.
+            hashing = Thread(target=lambda: prepared.model.sha256)
+            hashing.start()
             decided, engines = _decided(
                 prepared, wanted, workers, writer.weights, writer.folder, progress
             )
+            hashing.join()
             progress.step("writing the package")
             files, records = write_models(prepared, decided, engines, writer)
             manifest = manifest_of(
@@ -233,7 +238,6 @@ def _decided(
     build: bool = True,
 ) -> tuple[Decided, EngineBuilder]:
     """Ask the parser what it refuses, then split, build and blame until every engine builds."""
-    checked = prepared.checked
     engines = EngineBuilder(
         prepared.question,
         workers,
@@ -241,8 +245,7 @@ def _decided(
         store,
         folder,
         progress,
-        tf32=checked.spec.precision.default == "tf32",
-        place_of_profiles=checked.place("profiles", key=True) or checked.place("dims", key=True),
+        tf32=prepared.checked.spec.precision.default == "tf32",
     )
     progress.step("asking TensorRT what it takes")
     refused = {target.name: engines.refusals(target) for target in targets}
@@ -294,6 +297,8 @@ def _hold(prepared: Prepared, outcome: Outcome, writer: PackageWriter, progress:
         )
     else:
         outcome.verification = quick_check(package, checked.model_path)
+    if any(case.kind == "rejected" for case in outcome.verification.not_compared):
+        prepared.question.check_profiles()
     outcome.notes += outcome.verification.notes
     outcome.unmet += outcome.verification.unmet
     if checked.spec.gate is not None:

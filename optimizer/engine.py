@@ -16,7 +16,7 @@ from optc.optimizer.progress import Progress
 from optc.passes.graph import all_nodes, bodies_of, export_model
 from optc.passes.split import Stage, extract
 from optc.specs.compile_spec import Target
-from optc.specs.diagnostic import Diagnostic, EnvironmentFault, Place, SpecError
+from optc.specs.diagnostic import Diagnostic, EnvironmentFault
 
 HOPELESS = frozenset({"timeout", "killed", "target"})
 """Failures that no other choice of nodes would mend at a bearable price: the stage goes whole."""
@@ -39,10 +39,7 @@ class EngineBuilder:
         progress: Progress,
         *,
         tf32: bool,
-        place_of_profiles: Place | None = None,
     ) -> None:
-        self._place_of_profiles = place_of_profiles
-        self._profiles_checked = False
         self._question = question
         self._workers = workers
         self._oracle = oracle
@@ -86,6 +83,7 @@ class EngineBuilder:
             job.engine: f"{target.name}, {len(stage.nodes)} nodes"
             for job, (stage, target) in zip(jobs, stages, strict=True)
         }
+        self._store.hash_ahead()
         return self._workers.build(
             jobs,
             on_done=lambda job, result: self._progress.part(labels[job.engine], "done", 1.0),
@@ -117,7 +115,7 @@ class EngineBuilder:
 
         Raises:
             EnvironmentFault: If the engine could not be written.
-            SpecError: If the model itself does not take the shapes of a profile.
+            InputError: If the model itself does not take the shapes of a profile.
         """
         if failure.reason == "output":
             raise EnvironmentFault(
@@ -128,7 +126,7 @@ class EngineBuilder:
         found = self._owned(stage, {r.node: Refused("parser", r.text) for r in failure.refusals})
         if found:
             return found
-        self._check_profiles()
+        self._question.check_profiles()
         named = dict.fromkeys(failure.nodes, Refused("builder", failure.text))
         found = self._owned(stage, named)
         model = self._typed(stage)
@@ -144,24 +142,6 @@ class EngineBuilder:
         )
         found |= {name: Refused(refused.by, refused.text) for name, refused in alone.items()}
         return found or self._bisected(stage, model, failure, target)
-
-    def _check_profiles(self) -> None:
-        if self._profiles_checked:
-            return
-        self._profiles_checked = True
-        if fault := self._question.profile_fault():
-            _, extents, reason = fault
-            listed = ", ".join(f"{name} = {extent}" for name, extent in extents.items())
-            raise SpecError(
-                Diagnostic(
-                    "profile-breaks-model",
-                    f"the model does not take the shapes of an optimisation profile: at {listed}, "
-                    f"ONNX says: {reason}",
-                    "give extents under `dims` or `profiles` that the model takes, often multiples "
-                    "of its largest stride, such as 32",
-                    self._place_of_profiles,
-                )
-            )
 
     def _bisected(
         self, stage: Stage, model: ModelProto, failure: BuildFailure, target: Target

@@ -24,7 +24,7 @@ import shutil
 import weakref
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -148,7 +148,7 @@ class PackageWriter:
         """Make sure that a file survives a power cut, and return its hash."""
         file = self.folder / path
         _flush(file)
-        return self._hashes.get(path) or sha256_of(file)
+        return self._hashes.get(path) or self.weights.hash_of(file) or sha256_of(file)
 
     def _exchanged(self, manifest: Manifest) -> bool:
         """Exchange staging folder and package; False where that cannot be done here."""
@@ -194,6 +194,8 @@ class WeightStore:
         self._package = package
         self._path = package / "stages" / "weights" / self._FILE
         self._out: BinaryIO | None = None
+        self._hasher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="optc-hash")
+        self._ahead: tuple[int, Future[str]] | None = None
         self._known: dict[int, tuple[weakref.ref[Any], TensorProto]] = {}
         self._offsets: dict[tuple[int, int], list[int]] = {}
 
@@ -204,6 +206,22 @@ class WeightStore:
     def for_model(self, constant: gs.Constant) -> TensorProto | None:
         """Return ``constant`` as ``model.onnx`` refers to it; None: embed it."""
         return self._placed(constant, f"stages/weights/{self._FILE}")
+
+    def hash_ahead(self) -> None:
+        """Begin to hash what is written, in a thread, while an engine is built elsewhere.
+
+        The file only grows, so the hash holds if it has the same size in the end.
+        """
+        if self._path.exists():
+            size = self._path.stat().st_size
+            if self._ahead is None or self._ahead[0] != size:
+                self._ahead = (size, self._hasher.submit(sha256_of, self._path))
+
+    def hash_of(self, file: Path) -> str | None:
+        """Return the hash of ``file`` if it was begun ahead and still holds."""
+        if self._ahead is None or file != self._path or file.stat().st_size != self._ahead[0]:
+            return None
+        return self._ahead[1].result()
 
     def close(self) -> None:
         """Close the file; constants may still be placed."""

@@ -21,6 +21,7 @@ from optc.passes.profile_check import why_not_at
 from optc.passes.split import Runtime, Stage, split, why_not_whole
 from optc.passes.tensorrt_rule import shape_readers, why_not_its_types
 from optc.specs.compile_spec import Range, Target
+from optc.specs.diagnostic import Diagnostic, ModelError, OptcError, Place, SpecError
 
 if TYPE_CHECKING:
     from optc.passes.shape import Shapes
@@ -120,6 +121,7 @@ class Question:
         points: Tensors where a stage must end.
         flops: Node -> FLOPs.
         fallback: Runtime of what is off TensorRT.
+        place_of_profiles: Where the spec gives extents.
     """
 
     graph: gs.Graph
@@ -129,6 +131,8 @@ class Question:
     points: frozenset[str]
     flops: Mapping[str, int]
     fallback: Runtime = "onnxruntime"
+    place_of_profiles: Place | None = None
+    _profiles_are_fine: bool = False
     _nodes: dict[str, gs.Node] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -142,17 +146,45 @@ class Question:
         """Return the nodes of ``stage``, repeated ones too."""
         return [self._nodes[name] for name in (*stage.nodes, *stage.repeated)]
 
-    def profile_fault(self) -> tuple[int, dict[str, int], str] | None:
-        """Return a profile, extents of it, and why the model does not take them; None if it does.
+    def check_profiles(self) -> None:
+        """Make sure that the model takes the shapes of every optimisation profile.
 
-        Asked when a build failed, as the builder blames a node for what the profile did.
+        Asked when a build failed, as the builder blames a node for what the profile did, or when
+        the original rejects its input. Asked once: the answer does not change.
+
+        Raises:
+            SpecError: ``profile-breaks-model``.
+            ModelError: ``invalid-shapes``, where no axis is dynamic.
         """
-        for index, profile in enumerate(self.profiles):
+        if self._profiles_are_fine:
+            return
+        for profile in self.profiles:
             for end in ("opt", "min", "max"):
                 extents = {name: int(getattr(r, end)) for name, r in profile.items()}
                 if reason := why_not_at(self.graph, extents):
-                    return index, extents, reason
-        return None
+                    raise self._profile_fault(extents, reason)
+        self._profiles_are_fine = True
+
+    def _profile_fault(self, extents: Mapping[str, int], reason: str) -> OptcError:
+        if not extents:
+            return ModelError(
+                Diagnostic(
+                    "invalid-shapes",
+                    f"the shapes in the model do not fit together, ONNX says: {reason}",
+                    "export the model again",
+                )
+            )
+        listed = ", ".join(f"{name} = {extent}" for name, extent in extents.items())
+        return SpecError(
+            Diagnostic(
+                "profile-breaks-model",
+                f"the model does not take the shapes of an optimisation profile: at {listed}, "
+                f"ONNX says: {reason}",
+                "give extents under `dims` or `profiles` that the model takes, often multiples of "
+                "its largest stride, such as 32",
+                self.place_of_profiles,
+            )
+        )
 
     def is_free(self, node: gs.Node) -> bool:
         """Whether ``node`` makes nothing but sizes, all of them known in terms of symbols."""

@@ -79,6 +79,7 @@ def prepare(checked: CheckedSpec, progress: Progress, after: AfterPass | None = 
         points=points,
         flops=flops(graph, shapes, checked.profiles[0]),
         fallback=spec.fallback.runtime,
+        place_of_profiles=checked.place("profiles", key=True) or checked.place("dims", key=True),
     )
     return Prepared(checked, model, graph, report, shapes, question, _notes(checked, graph, points))
 

@@ -62,6 +62,7 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
         "profile-breaks-model": "ONNX's shape rules refuse the model at the extents of a profile.",
     },
     "Models": {
+        "invalid-shapes": "The fixed shapes in the model break ONNX's shape rules.",
         "not-onnx": "The file is not an ONNX model; the error says what it looks like.",
         "damaged-model": "The file, or a weight in it, is cut short or overwritten.",
         "model-too-large": "The file is larger than ONNX allows, or its functions make it so.",

@@ -21,7 +21,7 @@ from optc.optimizer.package import check_files
 from optc.optimizer.summary import Outcome
 from optc.passes import registry
 from optc.specs.check import check
-from optc.specs.diagnostic import InputError, NotMetError, SpecError
+from optc.specs.diagnostic import InputError, ModelError, NotMetError, SpecError
 from optc.specs.manifest import Stage
 
 HEAD = '<ir_version: 9, opset_import: ["" : 17]>'
@@ -235,6 +235,20 @@ def test_extents_that_the_model_does_not_take_are_the_specs_fault(tmp_path: Path
     assert problem.code == "profile-breaks-model"
     assert problem.place is not None
     assert problem.place.line == 3
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_whose_own_shapes_do_not_fit_together_is_refused(tmp_path: Path) -> None:
+    text = """
+    g (float[2,4,5,3] x) => (float[2,4,5,4] y)
+    {
+        [first] y = MatMul (x, m)
+    }"""
+    spec = spec_of(tmp_path, text)
+    spec.write_text(spec.read_text().replace("dims: {batch: {min: 1, opt: 2, max: 4}}\n", ""))
+    with pytest.raises(ModelError) as caught:
+        optc.compile(spec, tmp_path / "out")
+    assert caught.value.diagnostics[0].code == "invalid-shapes"
     assert not (tmp_path / "out").exists()
 
 
