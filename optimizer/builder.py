@@ -487,13 +487,14 @@ def _remove_leftovers() -> None:
 
 
 def _broken(worker: _Worker) -> EnvironmentFault:
-    _, text, _ = worker.verdict()
+    reason, text, _ = worker.verdict()
     name = worker.backend.name
+    reinstall = f"install it again: pip install --force-reinstall 'optc[{worker.backend.extra}]'"
     said = "".join(f"\n  {line}" for line in worker.tail())
     return EnvironmentFault(
         Diagnostic(
             code="broken-backend",
             problem=f"the backend `{name}` does not load in a process of its own: {text}{said}",
-            todo=f"install it again: pip install --force-reinstall 'optc[{worker.backend.extra}]'",
+            todo="make room in memory, and run it again" if reason == "killed" else reinstall,
         )
     )

@@ -6,6 +6,7 @@ It imports nothing heavy: each command loads what it runs. What a command does s
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -68,6 +69,12 @@ def _version(asked: bool) -> None:
 
         print(f"optc {__version__}")
         raise typer.Exit
+
+
+def _tolerance(value: float | None) -> float | None:
+    if value is not None and not 0 <= value < math.inf:  # NaN too: it would let anything pass
+        raise typer.BadParameter(f"{value} is not a finite number of at least 0")
+    return value
 
 
 @app.callback()
@@ -236,10 +243,16 @@ def verify(
         ),
     ] = None,
     atol: Annotated[
-        float | None, typer.Option(help="Absolute tolerance.  [default: the spec's, else 1e-4]")
+        float | None,
+        typer.Option(
+            callback=_tolerance, help="Absolute tolerance.  [default: the spec's, else 1e-4]"
+        ),
     ] = None,
     rtol: Annotated[
-        float | None, typer.Option(help="Relative tolerance.  [default: the spec's, else 1e-4]")
+        float | None,
+        typer.Option(
+            callback=_tolerance, help="Relative tolerance.  [default: the spec's, else 1e-4]"
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -344,21 +357,13 @@ def init(
     """Write a spec to start from, with the inputs and dynamic axes that MODEL really has."""
 
     def one() -> None:
-        from optc.optimizer.init import starter
+        from optc.optimizer.init import starter, write_new
 
         text = starter(model, beside=output)
         if output is None:
             print(text, end="")
             return
-        try:
-            with output.open("x", encoding="utf-8") as file:
-                file.write(text)
-        except FileExistsError as error:
-            raise InputError(
-                Diagnostic(
-                    "file-exists", f"`{output}` is there already", "choose another name with `-o`"
-                )
-            ) from error
+        write_new(output, text)
         print(f"wrote {output}; next: optc compile {output}")
 
     _run(one)

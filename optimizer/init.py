@@ -7,6 +7,7 @@ becomes a size that ran.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import time
@@ -22,6 +23,7 @@ from optc.optimizer.made_up import made_up
 from optc.optimizer.model_file import load_graph, read_model
 from optc.optimizer.reference import ORT_ERRORS, OrtRunner, Rejected
 from optc.specs.compile_spec import Range
+from optc.specs.diagnostic import Diagnostic, EnvironmentFault, InputError
 from optc.specs.model_problem import ResolvedInput
 from optc.specs.starter import DECIDE, InputOutline, LikelyRange, likely_ranges, starter_spec
 
@@ -83,6 +85,42 @@ def starter(model: Path, beside: Path | None = None) -> str:
         ranges, note = _tried(model, inputs, ranges)
     path = os.path.relpath(model, beside.parent if beside is not None else Path())
     return starter_spec(path, outlines, ranges=ranges, values=values, note=note)
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write ``text`` to ``path``, where there is nothing yet; all of it or nothing.
+
+    Raises:
+        InputError: If something is there (``file-exists``).
+        EnvironmentFault: If it cannot be written (``cannot-write``, ``disk-full``).
+    """
+    try:
+        file = path.open("x", encoding="utf-8")
+    except FileExistsError as error:
+        raise InputError(
+            Diagnostic("file-exists", f"`{path}` is there already", "choose another name with `-o`")
+        ) from error
+    except OSError as error:
+        raise _not_written(path, error) from error
+    try:
+        with file:
+            file.write(text)
+    except OSError as error:
+        path.unlink()
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> EnvironmentFault:
+    problem = f"`{path}` cannot be written: {error.strerror or error}"
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return EnvironmentFault(
+            Diagnostic("disk-full", problem, "free some space, or write to another disk")
+        )
+    return EnvironmentFault(
+        Diagnostic(
+            "cannot-write", problem, "choose a folder that is there and that you may write to"
+        )
+    )
 
 
 def _dtype_name(tensor: gs.Variable) -> str:

@@ -382,6 +382,18 @@ def test_a_library_that_does_not_load_is_said_with_its_last_words(
     assert "AttributeError" in diagnostic.problem
 
 
+def test_a_child_killed_while_it_loads_is_no_broken_installation() -> None:
+    with Workers(1) as workers:
+        workers.start("tensorrt-rtx")
+        [worker] = workers._workers
+        os.kill(worker.process.pid, signal.SIGKILL)
+        with pytest.raises(EnvironmentFault) as caught:
+            workers.version("tensorrt-rtx")
+    [diagnostic] = caught.value.diagnostics
+    assert "killed from outside" in diagnostic.problem
+    assert "memory" in (diagnostic.todo or "")
+
+
 def test_children_are_shared_by_probes_and_not_by_builds(tmp_path: Path) -> None:
     probe = ProbeJob(model=parser.parse_model(RELU).SerializeToString(), backend=RTX, build=True)
     with Workers(1) as workers:

@@ -278,6 +278,14 @@ def test_several_specs_in_one_call_each_get_their_package_and_the_worst_code_win
     assert not (tmp_path / "out" / "bad").exists()
 
 
+@pytest.mark.parametrize("tolerance", ["nan", "-1", "inf"])
+def test_a_tolerance_that_lets_anything_pass_is_refused(tmp_path: Path, tolerance: str) -> None:
+    done = cli("verify", tmp_path, f"--atol={tolerance}")
+    assert done.returncode == 2
+    assert "finite number" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_dump_after_every_pass_can_be_loaded(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, CUT.replace("Relu", "Identity"))
     done = cli("compile", spec, "-o", tmp_path / "out", "--dump-after", "all")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import onnx
 import pytest
 from onnx import parser
 
-from optc.optimizer.init import starter
+from optc.optimizer.init import starter, write_new
 from optc.optimizer.made_up import made_up
 from optc.optimizer.reference import OrtRunner
 from optc.specs.check import CheckedSpec, check
 from optc.specs.compile_spec import Range
-from optc.specs.diagnostic import ModelError
+from optc.specs.diagnostic import EnvironmentFault, InputError, ModelError
 from optc.specs.starter import decisions
 
 LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
@@ -126,3 +127,32 @@ def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"nothing")
     with pytest.raises(ModelError):
         starter(tmp_path / "m.onnx")
+
+
+def test_a_spec_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    write_new(path, "one")
+    with pytest.raises(InputError, match="file-exists"):
+        write_new(path, "two")
+    assert path.read_text() == "one"
+
+
+def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match="cannot-write"):
+        write_new(tmp_path / "absent" / "spec.yaml", "text")
+
+
+def test_a_full_disk_leaves_no_half_of_a_spec(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "spec.yaml"
+    full = io.TextIOWrapper(io.FileIO("/dev/full", "w"), write_through=True)
+
+    def opened(self: Path, *_: object, **__: object) -> io.TextIOWrapper:
+        self.touch()
+        return full
+
+    monkeypatch.setattr(Path, "open", opened)
+    with pytest.raises(EnvironmentFault, match="disk-full"):
+        write_new(path, "text")
+    assert not path.exists()
