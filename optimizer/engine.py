@@ -13,7 +13,7 @@ from optc.optimizer.oracle import Oracle
 from optc.optimizer.package import WeightStore
 from optc.optimizer.partition import Off, Question, Refused, key_of, profile_shapes
 from optc.optimizer.progress import Progress
-from optc.passes.graph import all_nodes, bodies_of, export_model
+from optc.passes.graph import all_nodes, bodies_of, export_model, without_input_extents
 from optc.passes.split import Stage, extract
 from optc.specs.compile_spec import Target
 from optc.specs.diagnostic import Diagnostic, EnvironmentFault
@@ -179,6 +179,8 @@ class EngineBuilder:
         if stage not in self._models:
             part = extract(self._question.graph, stage)
             model = export_model(part, place=self._store.for_stage, value_info=False)
+            if stage.runtime != "tensorrt":
+                model = without_input_extents(model)
             path = self._folder / f"scrap-{len(self._models)}.onnx"
             path.write_bytes(model.SerializeToString())
             self._models[stage] = path

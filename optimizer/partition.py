@@ -345,9 +345,11 @@ def _sized_from_outside(question: Question, stage: Stage) -> Off:
 def _too_small(question: Question, stages: Sequence[Stage]) -> Off:
     """Return the nodes of engines that do not pay for their launch and the copies around it.
 
-    An engine that holds a product of matrices or a noticeable share of the work stays; where no
-    engine of a split does, all stay.
+    An engine stays that holds a product of matrices or a noticeable share of the work; where only
+    partition points cut, all stay.
     """
+    if all(stage.runtime == "tensorrt" for stage in stages):
+        return {}
     small = [
         stage
         for stage in stages
@@ -355,8 +357,6 @@ def _too_small(question: Question, stages: Sequence[Stage]) -> Off:
         and question.share(stage) < SMALLEST_SHARE
         and not any(question.node(name).op in PRODUCTS for name in stage.nodes)
     ]
-    if len(small) == sum(stage.runtime == "tensorrt" for stage in stages):
-        return {}
     return {
         name: Refused(
             "rule",

@@ -19,7 +19,7 @@ from optc.optimizer.package import PackageWriter
 from optc.optimizer.partition import Plan, Round, profile_shapes
 from optc.optimizer.prepare import Prepared
 from optc.optimizer.summary import Outcome
-from optc.passes.graph import export_model
+from optc.passes.graph import export_model, without_input_extents
 from optc.passes.split import Stage
 from optc.specs import manifest as written
 from optc.specs.manifest import Manifest
@@ -228,7 +228,7 @@ def write_models(
                 builder.engine_of(stage, plan.target).rename(writer.folder / path)
                 engines[stage, plan.target.name] = writer.engine(path)
     builder.remove_scraps()
-    whole = export_model(prepared.graph, place=writer.weights.for_model)
+    whole = without_input_extents(export_model(prepared.graph, place=writer.weights.for_model))
     writer.write("model.onnx", whole.SerializeToString())
     return files, engines
 

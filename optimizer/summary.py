@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from optc.specs.diagnostic import Diagnostic, NotMetError
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 WIDTH_OF_FILES = 160
 """Characters of a line where the output goes to a file or another program."""
+
+MOST_CHARACTERS = 320
+"""Characters of a reason shown to a person."""
 
 MOST_REASONS = 12
 """Reasons shown to a person; the manifest has all."""
@@ -126,7 +130,7 @@ def print_stages(manifest: Manifest) -> None:
         console.print(
             f"{target.name} ({target.backend}, {what}): {_count(len(engines), 'engine')}, "
             f"{_count(len(stages) - len(engines), 'fallback stage')}, "
-            f"{share:.2%} of the FLOPs in TensorRT"
+            f"{percent(share)} of the FLOPs in TensorRT"
         )
         console.print(_table(stages, target.name))
     for line in _reasons(manifest.stages):
@@ -154,11 +158,23 @@ def _table(stages: Iterable[Stage], target: str) -> Table:
             str(stage.id),
             stage.runtime,
             str(len(stage.nodes)),
-            f"{stage.flops_share:.2%}",
+            percent(stage.flops_share),
             "unconfirmed" if stage.unconfirmed else size,
             _few(stage.outputs),
         )
     return table
+
+
+def percent(share: float) -> str:
+    """Return ``share`` in percent; what is nearly nothing or nearly all is not said to be that.
+
+    Example:
+        >>> percent(1.0), percent(0.99998), percent(0.00001)
+        ('100.00%', '>99.99%', '<0.01%')
+    """
+    if 0.9999 < share < 0.999999:
+        return ">99.99%"
+    return "<0.01%" if 0 < share < 0.0001 else f"{share:.2%}"
 
 
 def _few(names: tuple[str, ...]) -> str:
@@ -170,17 +186,25 @@ def _count(number: int, noun: str) -> str:
 
 
 def _reasons(stages: Iterable[Stage]) -> list[str]:
-    """Return one line for each reason, the nodes it holds for counted by op."""
-    nodes: dict[tuple[str, str], Counter[str]] = {}
+    """Return one line for each reason, the nodes it holds for counted by op.
+
+    Words that differ only in the node they name are one reason; of what TensorRT says of an op, the
+    first counts. The manifest has every word of each.
+    """
+    ops: dict[tuple[str, str], Counter[str]] = {}
+    words: dict[tuple[str, str], str] = {}
     for stage in stages:
         for reason in stage.why:
-            text = reason.text.replace(f"`{reason.node}`", "it")
-            nodes.setdefault((reason.by, text), Counter())[reason.op] += 1
+            text = " ".join(reason.text.replace(f"`{reason.node}`", "it").split())
+            key = (reason.by, reason.op if reason.by in ("parser", "builder") else text)
+            words.setdefault(key, text)
+            ops.setdefault(key, Counter())[reason.op] += 1
     lines = []
-    for (by, text), ops in list(nodes.items())[:MOST_REASONS]:
-        listed = ", ".join(f"{op} x{n}" if n > 1 else op for op, n in ops.most_common(4))
-        more = f" and {len(ops) - 4} other ops" if len(ops) > 4 else ""
-        lines.append(f"not in TensorRT: {listed}{more}; {by}: {text}")
-    if len(nodes) > MOST_REASONS:
-        lines.append(f"and {len(nodes) - MOST_REASONS} more reasons in the manifest")
+    for key, counted in list(ops.items())[:MOST_REASONS]:
+        listed = ", ".join(f"{op} x{n}" if n > 1 else op for op, n in counted.most_common(4))
+        more = f" and {len(counted) - 4} other ops" if len(counted) > 4 else ""
+        said = shorten(words[key], MOST_CHARACTERS, placeholder=" …")
+        lines.append(f"not in TensorRT: {listed}{more}; {key[0]}: {said}")
+    if len(ops) > MOST_REASONS:
+        lines.append(f"and {len(ops) - MOST_REASONS} more reasons in the manifest")
     return lines

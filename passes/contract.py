@@ -55,6 +55,8 @@ class Facts:
         opset: Version of the default domain that the model imports.
         kept: Names of tensors that must stay, under their name: graph outputs, outputs of bodies,
             partition points.
+        conditional: Whether the graph is in a branch of an If. It may be the branch that is never
+            taken with the extents at hand, where sizes need not fit together.
     """
 
     def __init__(
@@ -63,7 +65,10 @@ class Facts:
         kept: frozenset[str],
         shapes: Callable[[], Shapes],
         fresh: Callable[[str], str],
+        *,
+        conditional: bool = False,
     ) -> None:
+        self.conditional = conditional
         self.opset = opset
         self.kept = kept
         self._shapes = shapes

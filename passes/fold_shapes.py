@@ -26,7 +26,9 @@ symbols of the graph's inputs, each of at least 1 where no range says otherwise.
   axis (1: kept).
 - The ends of a Slice become constants where each is a number or the end of the axis.
 
-Skips, with the reason in the report: a target or an end that only the run knows.
+Skips, with the reason in the report: a target or an end that only the run knows. Leaves the
+branches of an If alone: the extents at hand may belong to the other branch, and sizes that are written
+out where they do not fit together make onnxruntime refuse the model.
 """
 
 from __future__ import annotations
@@ -54,6 +56,8 @@ class FoldShapes(Pass):
     def run(self, graph: gs.Graph, facts: Facts) -> Report:
         """Fold in ``graph``."""
         report = Report()
+        if facts.conditional:
+            return report
         relieved = _fold_values(graph, facts)
         for node in graph.nodes:
             if node.op in _TARGETS and not node.domain:

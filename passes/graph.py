@@ -374,6 +374,20 @@ def export_model(
     return model
 
 
+def without_input_extents(model: ModelProto) -> ModelProto:
+    """Return ``model``, the extents of its inputs replaced by names where it has control flow.
+
+    With extents that are known, onnxruntime infers shapes in the branch that an If never takes too,
+    and refuses the model where they do not fit together there.
+    """
+    if any(attr.HasField("g") for node in model.graph.node for attr in node.attribute):
+        for info in model.graph.input:
+            for axis, dim in enumerate(info.type.tensor_type.shape.dim):
+                if dim.HasField("dim_value"):
+                    dim.dim_param = f"{info.name}_{axis}"
+    return model
+
+
 def getattr_or(graph: gs.Graph, name: str, default: Any) -> Any:
     """Return an attribute that only our own graphs have (graph-surgeon logs where one is missing)."""
     return vars(graph).get(name, default)

@@ -8,7 +8,7 @@ has not changed since it last had nothing to do.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
@@ -18,6 +18,7 @@ from optc.passes.graph import (
     Names,
     all_bodies,
     all_nodes,
+    bodies_of,
     kept_names,
     reads,
     remove_dead,
@@ -154,8 +155,15 @@ class _Run:
         kept = kept_names(self.graph, self.points)
         names = Names(self.graph)
         changed = False
+        conditional = {id(part) for part in _branches(self.graph)}
         for part in (*list(all_bodies(self.graph)), self.graph):
-            facts = Facts(self.graph.opset, kept, self.shapes, names.fresh)
+            facts = Facts(
+                self.graph.opset,
+                kept,
+                self.shapes,
+                names.fresh,
+                conditional=id(part) in conditional,
+            )
             report = pass_.run(part, facts)
             self.note(record, report)
             changed = changed or report.changed
@@ -194,6 +202,17 @@ class _Run:
         for node in all_nodes(self.graph):
             if node.name not in self.origins:
                 raise PassError(f"{pass_.name}: the new node `{node.name}` is not in its report")
+
+
+def _branches(graph: gs.Graph) -> Iterator[gs.Graph]:
+    """Yield the branches of every If below ``graph``, and all bodies in them."""
+    for node in graph.nodes:
+        for body in bodies_of(node):
+            if node.op == "If":
+                yield body
+                yield from all_bodies(body)
+            else:
+                yield from _branches(body)
 
 
 def check(graph: gs.Graph, culprit: str) -> None:

@@ -7,16 +7,20 @@ from collections.abc import Mapping
 import onnx
 import onnx_graphsurgeon as gs
 
-from optc.passes.graph import skeleton
+from optc.passes.graph import bodies_of, skeleton
 
 
 def why_not_at(graph: gs.Graph, extents: Mapping[str, int]) -> str | None:
     """Return in ONNX's words why ``graph`` breaks a shape rule at these extents, or None.
 
+    A graph with bodies is not judged: the branch that an If does not take may break any rule.
+
     Args:
         graph: Annotated or not; it is not changed, and no weight is read.
         extents: Symbol of an input axis -> its extent.
     """
+    if any(bodies_of(node) for node in graph.nodes):
+        return None
     model = skeleton(graph)
     del model.graph.value_info[:]
     for output in model.graph.output:

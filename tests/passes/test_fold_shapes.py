@@ -233,3 +233,19 @@ def test_a_large_result_is_not_stored(op: str) -> None:
     )
     assert op in text(after)
     assert not report.removed
+
+
+def test_the_branches_of_an_if_are_left_alone() -> None:
+    source = (
+        HEAD
+        + """
+        g (float[2,6] x, bool c) => (float[m,n] y)
+        {
+            [choice] y = If (c) <
+                then_branch = t () => (float[m,n] a) { s = Shape (x) [a1] a = Reshape (x, s) },
+                else_branch = e () => (float[m,n] b) { [b1] b = Identity (x) }
+            >
+        }"""
+    )
+    _, _, report = rewrite(source, FoldShapes())
+    assert report.rewritten == 0
