@@ -357,15 +357,12 @@ def _too_small(question: Question, stages: Sequence[Stage]) -> Off:
         and question.share(stage) < SMALLEST_SHARE
         and not any(question.node(name).op in PRODUCTS for name in stage.nodes)
     ]
-    return {
-        name: Refused(
-            "rule",
-            f"an engine of its own does not pay: {len(stage.nodes)} nodes without a matrix product, "
-            f"{question.share(stage):.2g} of the FLOPs",
-        )
-        for stage in small
-        for name in stage.nodes
-    }
+    reason = Refused(
+        "rule",
+        "an engine of its own does not pay: it would hold no matrix product and less than "
+        f"{SMALLEST_SHARE:.1%} of the FLOPs",
+    )
+    return {name: reason for stage in small for name in stage.nodes}
 
 
 def profile_shapes(question: Question, names: Sequence[str]) -> tuple[ProfileShapes, ...] | None:
