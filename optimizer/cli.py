@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -465,6 +466,9 @@ def _end(error: OptcError) -> NoReturn:
 
 def main() -> None:
     """Run the command line and exit."""
+    # Asked to end, it ends as any error ends it: what is half done is removed.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda given, frame: sys.exit(128 + given))
     try:
         app()
     except BrokenPipeError:  # the reader of our output is gone, as `optc passes | head -1` does

@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -23,9 +25,12 @@ At = Literal["min", "opt", "max"]
 WORDS = ("", "a", "the", "Model", "42", "naïve", "two words")
 """What made-up strings are drawn from: empty, short, a number, not ASCII, with a space."""
 
-LIMIT_BYTES = 1 << 30
-"""Made-up input beyond this is not made: the activations are a multiple of it, and a machine
-that runs out of memory kills the process without a word."""
+MOST_BYTES = 1 << 30
+"""Made-up input is never larger than this, however much memory there is."""
+
+ACTIVATIONS = 64
+"""How many times the bytes of the input a model may need. A small convolutional network was seen to
+take more than 20, and a machine that runs out of memory kills the process without a word."""
 
 
 class InputSpec(Protocol):
@@ -69,6 +74,53 @@ def bytes_needed(inputs: Mapping[str, InputSpec], profile: Mapping[str, SizeRang
         math.prod(sizes(spec.shape, profile, at)) * dtype_of(spec.dtype).itemsize
         for spec in inputs.values()
     )
+
+
+@dataclass(frozen=True)
+class Bound:
+    """How large made-up input may be on this machine now.
+
+    Attributes:
+        available: Bytes of memory that can be had; None where the system does not say.
+    """
+
+    available: int | None
+
+    @classmethod
+    def here(cls) -> Bound:
+        """Return the bound for the memory that is available now."""
+        return cls(available_bytes())
+
+    @property
+    def bytes(self) -> int:
+        """The most that all inputs together may take."""
+        if self.available is None:
+            return MOST_BYTES
+        return min(MOST_BYTES, self.available // ACTIVATIONS)
+
+    def __str__(self) -> str:
+        """Return the bound and where it comes from."""
+        if self.available is None or self.bytes == MOST_BYTES:
+            return shown_bytes(self.bytes)
+        return (
+            f"{shown_bytes(self.bytes)}, a {ACTIVATIONS}th of the "
+            f"{shown_bytes(self.available)} of memory available"
+        )
+
+
+def available_bytes() -> int | None:
+    """Return the memory that can be had without swapping; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
+
+
+def shown_bytes(count: int) -> str:
+    """Return ``count`` in GiB, or in MiB where it is less than one."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def made_up(

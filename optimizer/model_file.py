@@ -132,14 +132,38 @@ def read_model(path: Path) -> ModelFile:
         raise _not_onnx(path, bytes(data), str(error)) from error
     if not model.HasField("graph") or model.ir_version < 1:
         raise _not_onnx(path, bytes(data), "it holds no graph")
-    _check_versions(path, model)
-    external = _ExternalFiles(path)
-    faults = _Inspection(external).faults(model)
-    if faults:
-        raise ModelError(*faults)
+    external = _checked(path, model)
     files = tuple(file for file in external.files() if file != path.parent / path.name)
     size += sum(file.stat().st_size for file in files)
     return ModelFile(path, model, size, files)
+
+
+def model_in_memory(model: ModelProto) -> ModelFile:
+    """Return ``model`` looked through as a file is.
+
+    Raises:
+        ModelError: As `read_model`; also where it has external data, as nothing says where that is.
+    """
+    path = Path("(in memory)")
+    if not model.HasField("graph") or model.ir_version < 1:
+        raise _fault("not-onnx", "the model in memory holds no graph", None)
+    external = _checked(path, model)
+    if files := external.files():
+        raise _fault(
+            "damaged-model",
+            f"the model in memory has data in `{files[0].name}`, and nothing says in which folder",
+            "give the path of the model's file, or load it with its external data",
+        )
+    return ModelFile(path, model, model.ByteSize())
+
+
+def _checked(path: Path, model: ModelProto) -> _ExternalFiles:
+    """Look through ``model`` and return the files that hold its external data."""
+    _check_versions(path, model)
+    external = _ExternalFiles(path)
+    if faults := _Inspection(external).faults(model):
+        raise ModelError(*faults)
+    return external
 
 
 def load_graph(file: ModelFile, inputs: Mapping[str, InputShape] | None = None) -> gs.Graph:

@@ -12,9 +12,9 @@ from typing import Any
 import onnx
 from onnx import ModelProto
 
-from optc.optimizer.model_file import load_graph, read_model
+from optc.optimizer.model_file import load_graph, model_in_memory, read_model
 from optc.passes import registry
-from optc.passes.graph import export_model, import_model
+from optc.passes.graph import export_model
 from optc.passes.pipeline import PipelineReport, optimise
 from optc.specs.diagnostic import Diagnostic, EnvironmentFault, InputError, nearest
 
@@ -87,10 +87,8 @@ def optimize(
     """
     for name in disable:
         _check_pass(name)
-    if isinstance(model, ModelProto):
-        graph = import_model(model)
-    else:
-        graph = load_graph(read_model(Path(model)))
+    file = model_in_memory(model) if isinstance(model, ModelProto) else read_model(Path(model))
+    graph = load_graph(file)
     report = optimise(graph, registry.passes(disable))
     return export_model(graph), Report(report)
 

@@ -227,7 +227,7 @@ class Model:
 
     def optimised(self) -> Runner | None:
         """Return the model with ONNX Runtime's optimisations, or None where it cannot load it."""
-        if self._by_evaluator:
+        if self.by_evaluator:
             return None
         proto, weights = self.parts
         try:
@@ -262,7 +262,7 @@ class Model:
             for name, tensor in _small_float_constants(proto.graph):
                 array = numpy_helper.to_array(tensor)
                 tensor.CopyFrom(numpy_helper.from_array(change(name, array), tensor.name))
-        if self._by_evaluator:
+        if self.by_evaluator:
             return EvaluatorRunner(_whole(proto, weights))
         try:
             return OrtRunner(proto, self.path.parent, weights=weights)
@@ -314,7 +314,8 @@ class Model:
         return {tensor, *nx.ancestors(self.dataflow, tensor)}
 
     @property
-    def _by_evaluator(self) -> bool:
+    def by_evaluator(self) -> bool:
+        """Whether only `onnx.reference` can run the model here."""
         return isinstance(self.runner, EvaluatorRunner)
 
     def _cannot_run(self, ort_words: str, other_words: str) -> ModelError:

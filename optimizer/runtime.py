@@ -32,7 +32,15 @@ DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda")
 
 
 class StageFailed(OptcError):
-    """A stage could not be loaded or run."""
+    """A stage could not be loaded or run.
+
+    Attributes:
+        stage: The stage.
+    """
+
+    def __init__(self, stage: Stage, diagnostic: Diagnostic) -> None:
+        super().__init__(diagnostic)
+        self.stage = stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,12 +349,13 @@ class Executor:
             return session.run(self._values(given, session.inputs))
         except Rejected as error:
             raise StageFailed(
+                stage,
                 Diagnostic(
                     "stage-failed",
                     f"ONNX Runtime does not run stage {stage.id} (`{stage.model}`): {error}",
                     "where the original model fails on this input too, the input is at fault; "
                     "`optc verify` compares the two",
-                )
+                ),
             ) from error
 
     def _session(self, stage: Stage) -> OrtRunner:
@@ -360,11 +369,12 @@ class Executor:
                 self._sessions[stage.id] = OrtRunner(model, model.parent, optimised=not self._once)
             except ORT_ERRORS as error:
                 raise StageFailed(
+                    stage,
                     Diagnostic(
                         "stage-not-loadable",
                         f"ONNX Runtime does not load stage {stage.id} (`{stage.model}`): {error}",
                         "its words name what it lacks; `optc doctor` shows the versions here",
-                    )
+                    ),
                 ) from error
         return self._sessions[stage.id]
 
@@ -422,11 +432,12 @@ class Executor:
             found = engine.run(given, profile)
         except EngineFault as error:
             raise StageFailed(
+                stage,
                 Diagnostic(
                     "stage-failed",
                     f"the engine of stage {stage.id} does not run: {error}",
                     "run with `--device cpu` to go on without it",
-                )
+                ),
             ) from error
         return {name: _as_recorded(stage, name, array) for name, array in found.items()}
 

@@ -26,10 +26,10 @@ from optc.optimizer.arrays import dtype_of, read_arrays
 from optc.optimizer.compare import Difference, Tolerance, compare, is_inexact
 from optc.optimizer.feed import checked_feed
 from optc.optimizer.first_difference import Compared, FirstDifference, Search
-from optc.optimizer.made_up import LIMIT_BYTES, At, bytes_needed, made_up, sizes
+from optc.optimizer.made_up import At, Bound, bytes_needed, made_up, shown_bytes, sizes
 from optc.optimizer.noise import FACTOR, Floor, Noise, floors_covering, paired_rows
 from optc.optimizer.reference import Model, Rejected, flattened, owned
-from optc.optimizer.runtime import Device, Package, RunReport
+from optc.optimizer.runtime import Device, Package, RunReport, StageFailed
 from optc.specs.compile_spec import Range
 from optc.specs.diagnostic import Diagnostic, InputError, NotMetError, OptcError
 from optc.specs.manifest import Manifest, Target
@@ -260,7 +260,7 @@ def quick_check(
     """
     run = _Run(package, Model(model), Verification(model, QUICK), device, quick=True)
     result, manifest = run.result, package.manifest
-    for case in itertools.islice(_made_up_cases(manifest, result, seed), 1):
+    for case in itertools.islice(_made_up_cases(manifest, result, seed, quick=True), 1):
         run.compare(case, _groups(manifest)[:1])
     run.conclude()
     soft = {"verify-not-met", "nothing-verified"}
@@ -289,8 +289,13 @@ def _groups(manifest: Manifest) -> list[tuple[Target, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
-def _made_up_cases(manifest: Manifest, result: Verification, seed: int) -> Iterator[Case]:
-    """Yield the cases of made-up input: min, opt and max of each profile, each shape once."""
+def _made_up_cases(
+    manifest: Manifest, result: Verification, seed: int, *, quick: bool = False
+) -> Iterator[Case]:
+    """Yield the cases of made-up input: min, opt and max of each profile, each shape once.
+
+    Quick: opt of the first profile; where that is too large min, if it is far from the bound.
+    """
     inputs: dict[str, ResolvedInput] = {}
     for tensor in manifest.inputs:
         try:
@@ -310,20 +315,24 @@ def _made_up_cases(manifest: Manifest, result: Verification, seed: int) -> Itera
             return
         inputs[tensor.name] = ResolvedInput(dtype, tensor.shape, tensor.range)
     seen = set()
-    levels: tuple[At, ...] = ("min", "opt", "max")
+    # The best shapes first: where all are the same, it is they that are named.
+    levels: tuple[At, ...] = ("opt", "min") if quick else ("opt", "min", "max")
     profiles: Sequence[Mapping[str, Range]] = manifest.profiles or ({},)
-    for index, profile in enumerate(profiles):
-        # The best shapes first: where all are the same, it is they that are named.
-        for at in sorted(levels, key=lambda level: level != "opt"):
+    bound = Bound.here()
+    for index, profile in enumerate(profiles[:1] if quick else profiles):
+        for at in levels:
             shapes = tuple(sizes(given.shape, profile, at) for given in inputs.values())
             if shapes in seen:
                 continue
             seen.add(shapes)
             name = f"profile {index + 1}, {at}" if len(profiles) > 1 else at
-            if (needed := bytes_needed(inputs, profile, at)) > LIMIT_BYTES:
-                result.not_compared.append(
-                    NotCompared(name, "too-large", f"made-up input of {needed / 2**30:.1f} GiB")
-                )
+            # Quick, min is the case to fall back on: not one that is nearly too large as well.
+            most, words = bound.bytes, str(bound)
+            if quick and at == "min":
+                most, words = most // 4, f"{shown_bytes(most // 4)}, a quarter of {bound}"
+            if (needed := bytes_needed(inputs, profile, at)) > most:
+                words = f"{shown_bytes(needed)} of made-up input, and optc makes up at most {words}"
+                result.not_compared.append(NotCompared(name, "too-large", words))
                 continue
 
             def make(profile: Mapping[str, Range] = profile, at: At = at) -> dict[str, Array]:
@@ -416,22 +425,49 @@ class _Run:
     ) -> dict[str, Array] | None:
         try:
             found = self._package.run(feeds, target=group[0].name, device=self._device)
+        except InputError:  # a damaged package: nothing of it is compared
+            raise
         except OptcError as error:
             words = "; ".join(diagnostic.problem for diagnostic in error.diagnostics)
-            self.result.unmet.append(
-                Diagnostic(
-                    "package-does-not-run",
-                    f"case {case.name}, target `{group[0].name}`: the original runs, the package "
-                    f"does not: {words}",
-                    "leave passes out one by one with `passes: {disable: [...]}` to find the one "
-                    "that is at fault, and report it",
-                )
-            )
+            self._failed(case, group[0], error, words)
             self.result.not_compared.append(NotCompared(case.name, "failed", words))
             return None
         if self._package.last_run is not None:
             self.result.ran[group[0].name] = self._package.last_run
         return flattened(found)
+
+    def _failed(self, case: Case, target: Target, error: OptcError, words: str) -> None:
+        """Note that the package does not run on ``case``, and whether that is its fault."""
+        where = f"case {case.name}, target `{target.name}`"
+        if not self._original.by_evaluator or not isinstance(error, StageFailed):
+            self.result.unmet.append(
+                Diagnostic(
+                    "package-does-not-run",
+                    f"{where}: the original runs, the package does not: {words}",
+                    "leave passes out one by one with `passes: {disable: [...]}` to find the one "
+                    "that is at fault, and report it",
+                )
+            )
+        elif error.stage.runtime == "tensorrt":  # its engine runs where its GPU is
+            self.result.notes.append(
+                Diagnostic(
+                    "cannot-check-here",
+                    f"{where}: nothing was compared, as without the GPU stage {error.stage.id} runs "
+                    f"on ONNX Runtime, which does not take the original either: {words}",
+                    "run `optc verify` on a machine that has the GPU",
+                    severity="warning",
+                )
+            )
+        else:
+            self.result.unmet.append(
+                Diagnostic(
+                    "no-runtime",
+                    f"{where}: stage {error.stage.id} is left to ONNX Runtime, which does not take "
+                    f"the original either: {words}",
+                    "replace the operator it names in the model, or install an ONNX Runtime that "
+                    "has it",
+                )
+            )
 
     def _judge(
         self,
@@ -552,8 +588,7 @@ class _Run:
                 self.result.notes.append(
                     Diagnostic(
                         "made-up-input-too-large",
-                        f"case {case.case} was not compared: it would take {case.words}, and "
-                        f"optc makes up no more than {LIMIT_BYTES >> 30} GiB",
+                        f"case {case.case} was not compared: it would take {case.words}",
                         "give a real input of that size with `verify: {data: ...}` or `--data`",
                         severity="warning",
                     )

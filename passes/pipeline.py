@@ -164,7 +164,11 @@ class _Run:
                 names.fresh,
                 conditional=id(part) in conditional,
             )
-            report = pass_.run(part, facts)
+            try:
+                report = pass_.run(part, facts)
+            except Exception as error:
+                error.add_note(f"in the pass `{pass_.name}` ({type(pass_).__module__})")
+                raise
             self.note(record, report)
             changed = changed or report.changed
         if changed:

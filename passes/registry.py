@@ -43,7 +43,10 @@ Div or Mul that ends one is gone.
 
 
 def _plugins() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    found = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    for name in found.keys() & set(ORDER):
+        raise _bad_plugin(found[name], "bears the name of a pass that is built in")
+    return found
 
 
 def names() -> tuple[str, ...]:
@@ -70,7 +73,7 @@ def _load_plugin(entry: EntryPoint) -> type[Pass]:
 
     try:
         found = entry.load()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever a stranger's module does when it is imported
         raise _bad_plugin(entry, f"cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Pass)):
         raise _bad_plugin(entry, "is no subclass of optc.passes.contract.Pass")

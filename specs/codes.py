@@ -123,6 +123,9 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
         "output-below-tolerance": "An output was so small that zeros would have passed.",
         "nothing-verified": "In no case both the original and the package ran.",
         "package-does-not-run": "The package does not run on an input that the original runs on.",
+        "cannot-check-here": "An engine can be held against the original only where its GPU is: "
+        "ONNX Runtime takes neither.",
+        "no-runtime": "A stage is left to ONNX Runtime, which has no kernel for the original either.",
         "verify-input-missing": "The original has an input that the package does not have.",
         "verify-output-missing": "The package does not give an output of the original.",
         "verify-not-met": "An output differs by more than the tolerance and the original's noise.",

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 import optc
 from optc.optimizer.compile import compile_package, plan_package, verify_package
 from optc.optimizer.package import check_files
+from optc.optimizer.reference import ORT_ERRORS
 from optc.optimizer.summary import Outcome
 from optc.passes import registry
 from optc.specs.check import check
@@ -352,3 +354,41 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_what_only_tensorrt_takes_is_compiled_with_a_warning(tmp_path: Path) -> None:
+    text = f"""
+    <ir_version: 11, opset_import: ["" : {onnx.defs.onnx_opset_version()}]>
+    g (float[batch,8] x) => (float[batch,8] y)
+    {{
+        [swish] s = Swish (x)
+        [twice] y = Add (s, s)
+    }}"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    try:
+        onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    except ORT_ERRORS:
+        pass
+    else:
+        pytest.skip("this ONNX Runtime has a kernel for Swish")
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("version: 1\nmodel: m.onnx\ndims: {batch: 2}\n")
+    outcome = compiled(spec, tmp_path / "out")
+    assert outcome.exit_code == 0
+    assert [stage.runtime for stage in outcome.manifest.stages] == ["tensorrt"]
+    assert "cannot-check-here" in {note.code for note in outcome.notes}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_compile_that_is_asked_to_end_removes_what_is_half_done(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    spec = spec_of(tmp_path, CUT)
+    command = [sys.executable, "-m", "optc", "compile", str(spec), "-o", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: any(tmp_path.glob(".out.optc-*-*")))
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in errors
+    assert not any(tmp_path.glob(".out.optc-*-*"))
