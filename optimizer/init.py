@@ -1,8 +1,8 @@
 """A spec to start from: what a model says of its inputs, and what was tried on it.
 
 The names of axes suggest sizes; whether the model takes them is found out by running it on made-up
-input. Where they are refused, others that are common are tried; a range of which an end is refused
-becomes a size that ran.
+input, in a child process and not for long. Where they are refused, others that are common are tried;
+a range shrinks to what of it ran, or to one size that did.
 """
 
 from __future__ import annotations
@@ -12,26 +12,27 @@ import itertools
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import helper
 
-from optc.optimizer.made_up import made_up
 from optc.optimizer.model_file import load_graph, read_model
-from optc.optimizer.reference import ORT_ERRORS, OrtRunner, Rejected
+from optc.optimizer.trial import NotLoadedError, Sizes, Trials
 from optc.specs.compile_spec import Range
 from optc.specs.diagnostic import Diagnostic, EnvironmentFault, InputError
+from optc.specs.likely import BATCH
 from optc.specs.model_problem import ResolvedInput
 from optc.specs.starter import DECIDE, InputOutline, LikelyRange, likely_ranges, starter_spec
 
-MOST_SECONDS = 15.0
-"""After this no other size is tried."""
+MOST_SECONDS = 12.0
+"""After this nothing is tried any more, counted from the beginning."""
 
 COMMON_SIZES = (224, 32, 48, 64, 128, 256, 16, 8, 4, 2, 1, 96, 112, 160, 192, 299, 320, 384, 512)
 """What an axis may have to be, the most frequent first."""
+
+BATCH_SIZES = (1, 2, 4, 8)
 
 KEEPS_VALUES = {
     "Cast",
@@ -64,6 +65,7 @@ def starter(model: Path, beside: Path | None = None) -> str:
     Raises:
         ModelError: If the model is at fault.
     """
+    deadline = time.monotonic() + MOST_SECONDS
     graph = load_graph(read_model(model))
     tensors = [tensor for tensor in graph.inputs if tensor.type == "tensor_type"]
     outlines: list[InputOutline] = [
@@ -82,7 +84,11 @@ def starter(model: Path, beside: Path | None = None) -> str:
             )
             for tensor in tensors
         }
-        ranges, note = _tried(model, inputs, ranges)
+        try:
+            with Trials(model, inputs, deadline) as trials:
+                ranges, note = _tried(trials, ranges)
+        except NotLoadedError as error:
+            note = f"ONNX Runtime does not run this model: {error}"
     path = os.path.relpath(model, beside.parent if beside is not None else Path())
     return starter_spec(path, outlines, ranges=ranges, values=values, note=note)
 
@@ -151,64 +157,61 @@ def _rows_indexed_by(tensor: gs.Variable) -> int | None:
 
 # --- trying it -----------------------------------------------------------------------------------
 
-Sizes = dict[str, int]
-"""Symbol -> extent."""
-
-
-@dataclass
-class _Trial:
-    """A model that is run on made-up input of some sizes."""
-
-    runner: OrtRunner
-    inputs: Mapping[str, ResolvedInput]
-    refusal: str = ""
-
-    def runs(self, sizes: Sizes) -> bool:
-        """Whether the model takes these sizes; if not, ``refusal`` says why."""
-        profile = {symbol: Range.fixed(extent) for symbol, extent in sizes.items()}
-        try:
-            self.runner.run(made_up(self.inputs, profile, "opt"))
-        except Rejected as error:
-            self.refusal = _first_line(error)
-            return False
-        return True
-
 
 def _tried(
-    model: Path, inputs: Mapping[str, ResolvedInput], likely: Mapping[str, LikelyRange]
+    trials: Trials, likely: Mapping[str, LikelyRange]
 ) -> tuple[Mapping[str, LikelyRange], str | None]:
     """Return the ranges as far as the model takes them, and a note where it does not run at all."""
-    try:
-        trial = _Trial(OrtRunner(model, model.parent, optimised=True), inputs)
-    except ORT_ERRORS as error:
-        return likely, f"ONNX Runtime does not run this model: {_first_line(error)}"
-    batch = {
-        input_.shape[0]
-        for input_ in inputs.values()
-        if input_.shape and isinstance(input_.shape[0], str)
-    }
+    batch = {symbol for symbol, (range_, _) in likely.items() if range_ == BATCH}
     usual = {s: 1 if s in batch else range_.opt for s, (range_, _) in likely.items()}
-    sizes = next((sizes for sizes in _candidates(usual, batch) if trial.runs(sizes)), None)
+    candidates = itertools.takewhile(lambda _: not trials.is_over, _candidates(usual, batch))
+    sizes = next((sizes for sizes in candidates if trials.runs(sizes)), None)
     if sizes is None:
         return likely, (
-            f"ONNX Runtime refuses made-up input ({trial.refusal}): give a `range`, or inputs of "
-            "your own in `verify`"
+            f"made-up input does not run on ONNX Runtime ({trials.refusal}): give a `range`, or "
+            "inputs of your own in `verify`"
         )
+    ranges = _ranges_that_run(trials, likely, sizes, batch)
+    best = {symbol: range_.opt for symbol, range_ in ranges.items()}
+    if not trials.runs(best):  # each by itself does, but not all at once
+        ranges |= {s: Range.fixed(sizes[s]) for s in sizes if best[s] != sizes[s]}
     kept = dict(likely)
-    for symbol, (range_, _) in likely.items():
-        # A large batch is tried at small sizes: it is the batch that is asked about.
-        others = {
-            s: min(sizes[s], likely[s][0].min) if symbol in batch else sizes[s] for s in sizes
-        }
-        if all(trial.runs(others | {symbol: e}) for e in {range_.min, range_.opt, range_.max}):
-            continue
-        common = sorted({sizes[symbol], *COMMON_SIZES})
-        taken = [extent for extent in common if trial.runs(sizes | {symbol: extent})]
-        kept[symbol] = (
-            Range.fixed(taken[-1]),
-            (f"{DECIDE} of the usual sizes, the model takes {_listed(taken)}"),
-        )
+    for symbol, range_ in ranges.items():
+        if range_ != likely[symbol][0]:
+            common = BATCH_SIZES if symbol in batch else COMMON_SIZES
+            ran = {e for e in {*common, *_extents(range_)} if trials.runs(sizes | {symbol: e})}
+            kept[symbol] = range_, f"{DECIDE} {_said_of(sorted({*ran, sizes[symbol]}), trials)}"
     return kept, None
+
+
+def _ranges_that_run(
+    trials: Trials, likely: Mapping[str, LikelyRange], sizes: Sizes, batch: set[str]
+) -> dict[str, Range]:
+    """Return of each range what runs beside ``sizes``, which do; else one size."""
+    # A large batch is tried at small sizes, if the model takes them: it is the batch that is asked
+    # about.
+    small = {s: e if s in batch else min(e, likely[s][0].min) for s, e in sizes.items()}
+    if not trials.runs(small):
+        small = sizes
+    ranges = {}
+    for symbol, (range_, _) in likely.items():
+        others = small if symbol in batch else sizes
+        ran = [e for e in _extents(range_) if trials.runs(others | {symbol: e})]
+        if range_.opt in ran:
+            ranges[symbol] = Range(min=min(ran), opt=range_.opt, max=max(ran))
+        else:
+            ranges[symbol] = Range.fixed(sizes[symbol])
+    return ranges
+
+
+def _extents(range_: Range) -> list[int]:
+    return sorted({range_.min, range_.opt, range_.max})
+
+
+def _said_of(ran: list[int], trials: Trials) -> str:
+    if trials.exhausted:
+        return f"{_listed(ran)} ran; others were refused, or too slow or too large to try"
+    return f"of the usual sizes, the model takes {_listed(ran)}"
 
 
 def _listed(numbers: list[int]) -> str:
@@ -217,18 +220,10 @@ def _listed(numbers: list[int]) -> str:
 
 
 def _candidates(usual: Sizes, batch: set[str]) -> Iterator[Sizes]:
-    """Yield sizes to try until the time is over: the usual ones first, then all the same."""
-    end = time.monotonic() + MOST_SECONDS
+    """Yield sizes to try: the usual ones first, then all the same, then any."""
     free = [symbol for symbol in usual if symbol not in batch]
     same = ((extent,) * len(free) for extent in COMMON_SIZES)
     mixed = itertools.product(*((usual[symbol], *COMMON_SIZES) for symbol in free))
     yield usual
     for extents in itertools.chain(same, mixed) if free else ():
-        if time.monotonic() > end:
-            return
         yield usual | dict(zip(free, extents, strict=True))
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or ["no reason given"])[0]
-    return "".join(c if c.isprintable() else " " for c in line)[:300]

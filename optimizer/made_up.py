@@ -119,8 +119,10 @@ def available_bytes() -> int | None:
 
 
 def shown_bytes(count: int) -> str:
-    """Return ``count`` in GiB, or in MiB where it is less than one."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+    """Return ``count`` in the largest unit of which there is at least one."""
+    if count >= 1 << 30:
+        return f"{count / 2**30:.1f} GiB"
+    return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count / 2**10:.0f} KiB"
 
 
 def made_up(

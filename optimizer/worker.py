@@ -36,9 +36,9 @@ _PROGRESS_INTERVAL_SECONDS = 0.05
 def main() -> None:
     """Take jobs from the one pipe and answer on the other until the parent closes its end."""
     arguments = _arguments()
-    _die_with(arguments.parent)
+    die_with(arguments.parent)
     fixed_addresses = _fix_addresses(arguments.executed_again)
-    _leave_no_traces()
+    leave_no_traces()
     answers = _Answers(arguments.answers)
     # See optc.optimizer.tensorrt: it is written for, and checked against, this name.
     sys.modules["tensorrt"] = importlib.import_module(arguments.module)
@@ -69,7 +69,8 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
+    """Have the system kill this process when the one that started it dies."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the call above could notice
         os._exit(1)
@@ -89,7 +90,8 @@ def _fix_addresses(executed_again: bool) -> bool:
     os.execv(sys.executable, [*sys.orig_argv, _EXECUTED_AGAIN])
 
 
-def _leave_no_traces() -> None:
+def leave_no_traces() -> None:
+    """Leave Ctrl-C to the parent, dump no core, and be the one that goes where memory runs out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash would dump beside the user's model
     faulthandler.enable()

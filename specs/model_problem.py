@@ -198,7 +198,7 @@ class Comparison:
 
     def _likely(self, symbol: str, axes: list[tuple[str, int]]) -> Range:
         name, axis = axes[0]
-        return likely_range(symbol, len(self.inputs[name].shape), axis)[0]
+        return likely_range(symbol, self.inputs[name].shape, axis)[0]
 
     def _unknown_symbols(self, uses: dict[str, list[tuple[str, int]]]) -> None:
         spec = self.reading.spec

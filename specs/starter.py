@@ -101,7 +101,7 @@ def likely_ranges(inputs: Sequence[InputOutline]) -> dict[str, LikelyRange]:
                 continue
             symbol = dim or f"{name}_{axis}"
             if symbol not in found:
-                range_, doubt = likely_range(symbol, len(shape or ()), axis)
+                range_, doubt = likely_range(symbol, shape or (), axis)
                 found[symbol] = range_, f"{DECIDE} {doubt}" if doubt else None
     return found
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 
 import onnx
 import pytest
 from onnx import parser
 
-from optc.optimizer.init import starter, write_new
+from optc.optimizer.init import MOST_SECONDS, starter, write_new
 from optc.optimizer.made_up import made_up
 from optc.optimizer.reference import OrtRunner
 from optc.specs.check import CheckedSpec, check
@@ -92,6 +93,108 @@ def test_a_batch_the_model_insists_on_is_found(tmp_path: Path) -> None:
         }""",
     )
     assert "the model takes 1\n" in text
+    assert runs(checked)
+
+
+def test_a_batch_keeps_its_range_where_the_other_axes_cannot_be_small(tmp_path: Path) -> None:
+    text, checked = started(
+        tmp_path,
+        """
+        g (float[N,part,8] x) => (float[N,4,left] y)
+        {
+            turned = Transpose <perm = [0, 2, 1]> (x)
+            shape = Constant <value = int64[3] {4, 8, 12}> ()
+            weight = ConstantOfShape (shape)
+            y = Conv (turned, weight)
+        }""",
+    )
+    (line,) = decisions(text)
+    assert "the model takes 16, 32, 48, 64," in text.splitlines()[line - 1]
+    part = Range(min=16, opt=16, max=64)
+    assert checked.profiles == ({"N": Range(min=1, opt=4, max=8), "part": part},)
+    assert runs(checked)
+
+
+def test_axes_that_run_only_one_at_a_time_get_sizes_that_run(tmp_path: Path) -> None:
+    """[4, 1] + [1, 4] and [1, 128] + [128, 1] are sums; [4, 128] + [128, 4] is none."""
+    text, checked = started(
+        tmp_path,
+        """
+        g (float[batch,seq] x) => (float[rows,columns] y)
+        {
+            turned = Transpose (x)
+            y = Add (x, turned)
+        }""",
+    )
+    (line,) = decisions(text)
+    assert (
+        "batch: 1  # DECIDE: of the usual sizes, the model takes 1" in text.splitlines()[line - 1]
+    )
+    assert checked.profiles == ({"seq": Range(min=1, opt=128, max=512)},)
+    assert runs(checked)
+
+
+@pytest.fixture
+def endless() -> str:
+    """Return a model that runs for hours where x is longer than 100."""
+    return """
+        g (float[seq] x) => (float[] y)
+        {
+            n = Size (x)
+            limit = Constant <value = int64 {100}> ()
+            over = Greater (n, limit)
+            many = Constant <value = int64 {1000000000000}> ()
+            few = Constant <value = int64 {1}> ()
+            times = Where (over, many, few)
+            yes = Constant <value = bool {1}> ()
+            start = Constant <value = float {0}> ()
+            y = Loop (times, yes, start) <body = one (int64 i, bool c, float s) => (bool c2, float s2)
+            {
+                c2 = Identity (c)
+                s2 = Cos (s)
+            }>
+        }"""
+
+
+def test_a_size_that_takes_too_long_is_given_up(
+    tmp_path: Path, endless: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optc.optimizer.trial.TRIAL_SECONDS", 0.5)
+    begin = time.monotonic()
+    text, checked = started(tmp_path, endless)
+    assert time.monotonic() - begin < MOST_SECONDS + 5
+    (line,) = decisions(text)
+    assert "others were refused, or too slow" in text.splitlines()[line - 1]
+    assert checked.inputs["x"].shape == (32,)
+    assert runs(checked)
+
+
+def test_when_the_time_is_over_no_more_is_tried(
+    tmp_path: Path, endless: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optc.optimizer.init.MOST_SECONDS", 4.0)
+    begin = time.monotonic()
+    text, _ = started(tmp_path, endless.replace("{100}", "{0}"))
+    assert time.monotonic() - begin < 10
+    assert "# made-up input does not run on ONNX Runtime (it takes longer than" in text
+
+
+def test_a_size_that_takes_too_much_memory_does_not_run(tmp_path: Path) -> None:
+    _, checked = started(
+        tmp_path,
+        """
+        g (float[seq] x) => (float y)
+        {
+            shape = Constant <value = int64[2] {1000000000, 1}> ()
+            short = Constant <value = int64 {10}> ()
+            n = Size (x)
+            long = Greater (n, short)
+            y = If (long) <
+                then_branch = huge () => (float a) { many = Expand (x, shape) a = ReduceSum (many) },
+                else_branch = small () => (float b) { b = ReduceSum (x) }>
+        }""",
+    )
+    assert checked.inputs["x"].shape == (8,)
     assert runs(checked)
 
 

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 from onnx import TensorProto
 
-from optc.optimizer.made_up import WORDS, bytes_needed, made_up, sizes
+from optc.optimizer.made_up import WORDS, Bound, available_bytes, bytes_needed, made_up, sizes
 from optc.specs.compile_spec import Range
 from optc.specs.model_problem import ResolvedInput
 
@@ -118,3 +120,25 @@ def test_bytes_are_known_before_they_are_taken() -> None:
     huge = {"N": Range(min=1, opt=1, max=2**31 - 1)}
     given = {"x": ResolvedInput(TensorProto.FLOAT, ("N", "N", "N"))}
     assert bytes_needed(given, huge, "max") == 4 * (2**31 - 1) ** 3
+
+
+@pytest.mark.parametrize(
+    ("available", "most", "words"),
+    [
+        (None, 1 << 30, "1.0 GiB"),
+        (512 << 30, 1 << 30, "1.0 GiB"),
+        (32 << 30, 512 << 20, "512 MiB, a 64th of the 32.0 GiB of memory available"),
+    ],
+)
+def test_the_bound_is_a_part_of_the_memory_there_is(
+    available: int | None, most: int, words: str
+) -> None:
+    assert (Bound(available).bytes, str(Bound(available))) == (most, words)
+
+
+def test_memory_is_known_where_the_system_says_it() -> None:
+    available = available_bytes()
+    assert (available is not None) == Path("/proc/meminfo").exists()
+    assert available is None or 0 < available < os.sysconf("SC_PHYS_PAGES") * os.sysconf(
+        "SC_PAGE_SIZE"
+    )

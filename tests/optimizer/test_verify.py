@@ -451,6 +451,41 @@ def test_an_input_beyond_all_memory_is_not_made(tmp_path: Path) -> None:
     assert result.exit_code == 0
 
 
+def memory(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
+    monkeypatch.setattr("optc.optimizer.made_up.available_bytes", lambda: available)
+
+
+def test_made_up_input_is_bounded_by_the_memory_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = {"N": Range(min=1, opt=2, max=2**16)}  # max is 1 MiB of x
+    package = package_of(tmp_path / "package", MLP, profiles=(profile,))
+    memory(monkeypatch, 32 << 20)
+    result = verify(package, saved(tmp_path, MLP))
+    assert codes(result) == ["made-up-input-too-large"]
+    assert (
+        "case max was not compared: it would take 1 MiB of made-up input, and optc makes up at "
+        "most 512 KiB, a 64th of the 32 MiB of memory available"
+    ) in result.notes[0].problem
+    assert {finding.case for finding in result.findings} == {"opt", "min"}
+
+
+@pytest.mark.parametrize(("least", "compared"), [(2**14, ["min"]), (2**14 + 1, [])])
+def test_the_quick_check_falls_back_on_min_where_that_is_far_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: int, compared: list[str]
+) -> None:
+    profile = {"N": Range(min=least, opt=2**17, max=2**17)}  # 16 bytes of x a row
+    package = package_of(tmp_path / "package", MLP, profiles=(profile, {"N": Range.fixed(1)}))
+    memory(monkeypatch, 64 << 20)
+    result = quick_check(package, saved(tmp_path, MLP))
+    assert [finding.case for finding in result.findings] == [f"profile 1, {at}" for at in compared]
+    told = ["made-up-input-too-large"] * (1 if compared else 2)
+    assert codes(result) == [*told, *([] if compared else ["nothing-verified"])]
+    assert (
+        compared or "256 KiB, a quarter of 1 MiB, a 64th of the 64 MiB" in result.notes[1].problem
+    )
+
+
 def test_an_empty_axis_is_compared(tmp_path: Path) -> None:
     profile = {"N": Range(min=0, opt=0, max=2)}
     package = package_of(tmp_path / "package", MLP, profiles=(profile,))

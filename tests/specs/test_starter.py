@@ -74,20 +74,27 @@ def test_names_that_need_quotes(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("symbol", "rank", "axis", "opt", "plain"),
+    ("symbol", "shape", "axis", "opt", "plain"),
     [
-        ("batch_size", 2, 0, 4, True),
-        ("N", 4, 0, 4, True),
-        ("unk__214", 2, 0, 4, True),
-        ("sequence_length", 2, 1, 128, True),
-        ("seq", 3, 1, 128, True),
-        ("H", 4, 2, 640, True),
-        ("image_width", 3, 2, 640, True),
-        ("p2o.DynamicDimension.1", 4, 2, 640, False),
-        ("x_1", 2, 1, 128, False),
-        ("x_1", 3, 1, 16, False),
+        ("batch_size", [None, 3], 0, 4, True),
+        ("N", [None, 3, 8, 8], 0, 4, True),
+        ("unk__214", [None, 3], 0, 4, True),
+        ("sequence_length", [1, None], 1, 128, True),
+        ("seq", [1, None, 8], 1, 128, True),
+        ("frames", ["batch", 3, None, 160], 2, 128, True),
+        ("n_frames", ["batch", None, 160], 1, 128, True),
+        ("H", [1, 3, None, 8], 2, 640, True),
+        ("image_width", [1, 3, None], 2, 640, True),
+        ("p2o.DynamicDimension.1", [1, 3, None, 8], 2, 640, False),
+        ("M1", ["N", None, "M2", 3], 1, 640, False),
+        ("M2", ["N", "M1", None, 3], 2, 640, False),
+        ("M1", ["N", None, "M2", "M3"], 1, 16, False),
+        ("x_1", [1, None], 1, 128, False),
+        ("x_1", [1, None, 8], 1, 16, False),
     ],
 )
-def test_likely_ranges(symbol: str, rank: int, axis: int, opt: int, plain: bool) -> None:
-    range_, doubt = likely_range(symbol, rank, axis)
+def test_likely_ranges(
+    symbol: str, shape: list[str | int | None], axis: int, opt: int, plain: bool
+) -> None:
+    range_, doubt = likely_range(symbol, shape, axis)
     assert (range_.opt, doubt is None) == (opt, plain)
