@@ -147,7 +147,7 @@ class Trials:
             try:
                 words = self._asked(self._child, job, self._deadline - time.monotonic())
             except (TimeoutError, ChildProcessError) as error:
-                raise NotLoadedError(str(error)) from error
+                raise NotLoadedError(f"while loading it, {error}") from error
             if words is not None:
                 raise NotLoadedError(words)
         return self._child
@@ -164,7 +164,7 @@ class Trials:
         except BrokenPipeError as error:
             raise ChildProcessError(_ending(child)) from error
         if not select.select([child.stdout], [], [], seconds)[0]:
-            raise TimeoutError(f"it takes longer than {seconds:.1f} s")
+            raise TimeoutError(f"more than {seconds:.0f} s went by")
         if not (line := child.stdout.readline()):
             raise ChildProcessError(_ending(child))
         words = json.loads(line)

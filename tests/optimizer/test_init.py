@@ -176,7 +176,16 @@ def test_when_the_time_is_over_no_more_is_tried(
     begin = time.monotonic()
     text, _ = started(tmp_path, endless.replace("{100}", "{0}"))
     assert time.monotonic() - begin < 10
-    assert "# made-up input does not run on ONNX Runtime (it takes longer than" in text
+    assert "# made-up input does not run on ONNX Runtime (more than" in text
+
+
+def test_a_model_that_is_not_loaded_in_time_is_said_to_be(
+    tmp_path: Path, endless: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optc.optimizer.init.MOST_SECONDS", 0.1)
+    text, checked = started(tmp_path, endless)
+    assert "# ONNX Runtime does not run this model: while loading it, more than 0 s went by" in text
+    assert checked.profiles == ({"seq": Range(min=1, opt=128, max=512)},)
 
 
 def test_a_size_that_takes_too_much_memory_does_not_run(tmp_path: Path) -> None:
