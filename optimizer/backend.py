@@ -17,6 +17,7 @@ import sys
 from dataclasses import dataclass
 from typing import Final
 
+from optc.specs.compile_spec import COMPUTE_CAPABILITIES
 from optc.specs.diagnostic import Diagnostic, EnvironmentFault, InputError, nearest
 
 
@@ -50,7 +51,7 @@ BACKENDS: Final = {
             name="tensorrt-rtx",
             module="tensorrt_rtx",
             extra="rtx",
-            compute_capabilities=("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
+            compute_capabilities=COMPUTE_CAPABILITIES["tensorrt-rtx"],
         ),
         Backend(name="tensorrt", module="tensorrt", extra="tensorrt"),
     )

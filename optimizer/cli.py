@@ -5,6 +5,7 @@ It imports nothing heavy: each command loads what it runs. What a command does s
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import signal
@@ -162,8 +163,8 @@ def plan(
 ) -> None:
     """Say what compiling SPEC would do, stage by stage, and why. Writes nothing.
 
-    Engines are built on trial, as only a build can tell what TensorRT takes; what it said is kept
-    in optc's cache, so that asking again is fast.
+    Engines are built on trial, as only a build can tell what TensorRT takes. What it said of single
+    nodes is kept in optc's cache.
     """
 
     def one() -> None:
@@ -415,7 +416,9 @@ def _checked(spec: Path) -> CheckedSpec:
     from optc.passes import registry
     from optc.specs.check import check
 
-    return check(spec, known_passes=registry.names)
+    checked = check(spec, known_passes=registry.names)
+    gc.enable()  # what follows takes its time
+    return checked
 
 
 def _attempt(action: Callable[[], None]) -> tuple[int, tuple[Diagnostic, ...]]:
@@ -433,6 +436,7 @@ def _attempt(action: Callable[[], None]) -> tuple[int, tuple[Diagnostic, ...]]:
 
 def _run(action: Callable[[], None], json_for: Path | None = None) -> None:
     """Run ``action`` and exit as its error asks; with ``json_for`` the error is told as JSON too."""
+    gc.enable()
     code, problems = _attempt(action)
     if problems and json_for is not None:
         _print_json(_failure(json_for, problems))
@@ -469,6 +473,8 @@ def main() -> None:
     # Asked to end, it ends as any error ends it: what is half done is removed.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda given, frame: sys.exit(128 + given))
+    # What answers at once makes no garbage worth the search; _checked() and _run() turn it on.
+    gc.disable()
     try:
         app()
     except BrokenPipeError:  # the reader of our output is gone, as `optc passes | head -1` does

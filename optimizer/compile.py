@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
 
+from optc.optimizer.backend import gpus, require
 from optc.optimizer.builder import Workers
 from optc.optimizer.compare import Tolerance
 from optc.optimizer.doctor import environment
@@ -38,7 +39,7 @@ from optc.passes.graph import export_model
 from optc.passes.pipeline import AfterPass
 from optc.specs.check import CheckedSpec, check, files_matching
 from optc.specs.compile_spec import Target, Verify
-from optc.specs.diagnostic import Diagnostic, InputError, nearest
+from optc.specs.diagnostic import Diagnostic, EnvironmentFault, InputError, nearest
 
 if TYPE_CHECKING:
     from optc.optimizer.runtime import Package
@@ -215,7 +216,31 @@ def _targets(checked: CheckedSpec, names: Sequence[str]) -> tuple[Target, ...]:
             )
     if problems:
         raise InputError(*problems)
-    return tuple(target for target in known.values() if not names or target.name in names)
+    return tuple(_aimed(target) for target in known.values() if not names or target.name in names)
+
+
+def _aimed(target: Target) -> Target:
+    """Return ``target`` with the compute capability that its engines will be for.
+
+    Raises:
+        EnvironmentFault: If its backend is missing, or builds for the GPU at hand only and that is
+            another (``other-gpu``).
+    """
+    backend = require(target.backend)
+    if not backend.needs_gpu:
+        return target
+    here = gpus()[0]
+    if target.compute_capability not in (None, here.compute_capability):
+        raise EnvironmentFault(
+            Diagnostic(
+                "other-gpu",
+                f"target `{target.name}` is for compute capability {target.compute_capability}; the "
+                f"backend `{backend.name}` builds for the GPU at hand, {here.name}, which has "
+                f"{here.compute_capability}",
+                "compile on a machine that has the target's GPU, or use `tensorrt-rtx`",
+            )
+        )
+    return target.model_copy(update={"compute_capability": here.compute_capability})
 
 
 def _start(workers: Workers, targets: Sequence[Target]) -> None:
@@ -260,15 +285,8 @@ def _dump(folder: Path, wanted: str | None) -> AfterPass | None:
     """Return what saves the graph after the pass called ``wanted``; ``all``: after every pass."""
     if wanted is None:
         return None
-    if wanted != "all" and wanted not in registry.names():
-        guess = nearest(wanted, registry.names())
-        raise InputError(
-            Diagnostic(
-                "unknown-pass",
-                f"there is no pass called `{wanted}`",
-                (f"write `{guess}`, or " if guess else "") + "see all of them with `optc passes`",
-            )
-        )
+    if wanted != "all":
+        registry.require(wanted)
     dumps = folder.parent / f"{folder.name}.dump"
 
     def save(name: str, number: int, graph: gs.Graph) -> None:

@@ -68,6 +68,7 @@ class EngineBuilder:
             compute_capability=target.compute_capability,
             profiles=self._profiles,
             tf32=self._tf32,
+            off=self._question.off.keys(),
         )
         return {name: Refused(refused.by, refused.text) for name, refused in found.items()}
 
@@ -122,7 +123,7 @@ class EngineBuilder:
                 Diagnostic("cannot-write", failure.text, "make room, or choose another folder")
             )
         if failure.reason in HOPELESS:
-            return dict.fromkeys(stage.nodes, Refused("builder", failure.text))
+            return dict.fromkeys(stage.work, Refused("builder", failure.text))
         found = self._owned(stage, {r.node: Refused("parser", r.text) for r in failure.refusals})
         if found:
             return found
@@ -133,7 +134,7 @@ class EngineBuilder:
         ops = {self._question.node(name).op for name in found}
         alone = self._oracle.refused_alone(
             model,
-            [n for n in stage.nodes if not ops or self._question.node(n).op in ops],
+            [n for n in stage.work if not ops or self._question.node(n).op in ops],
             target.backend,
             folder=self._folder,
             compute_capability=target.compute_capability,
@@ -160,12 +161,12 @@ class EngineBuilder:
             suspects.nodes, Refused("builder", f"{suspects.failure.text} ({how})")
         )
         return self._owned(stage, blamed) or dict.fromkeys(
-            stage.nodes, Refused("builder", failure.text)
+            stage.work, Refused("builder", failure.text)
         )
 
     def _owned(self, stage: Stage, refused: Mapping[str, Refused]) -> Off:
         """Return ``refused`` by nodes of the main graph; free nodes stay, as each stage has them."""
-        owned = set(stage.nodes)
+        owned = set(stage.work)
         by_owner = {self._owner[name]: why for name, why in refused.items() if name in self._owner}
         return {name: why for name, why in by_owner.items() if name in owned}
 

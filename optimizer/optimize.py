@@ -16,7 +16,7 @@ from optc.optimizer.model_file import load_graph, model_in_memory, read_model
 from optc.passes import registry
 from optc.passes.graph import export_model
 from optc.passes.pipeline import PipelineReport, optimise
-from optc.specs.diagnostic import Diagnostic, EnvironmentFault, InputError, nearest
+from optc.specs.diagnostic import Diagnostic, EnvironmentFault
 
 LARGEST_EMBEDDED = 1 << 30
 """Bytes of weights beyond which they are written beside the model: protobuf ends at 2 GiB."""
@@ -86,7 +86,7 @@ def optimize(
         InputError: If ``disable`` names no pass (``unknown-pass``).
     """
     for name in disable:
-        _check_pass(name)
+        registry.require(name)
     file = model_in_memory(model) if isinstance(model, ModelProto) else read_model(Path(model))
     graph = load_graph(file)
     report = optimise(graph, registry.passes(disable))
@@ -122,16 +122,3 @@ def _write(model: ModelProto, output: Path) -> None:
         else:
             onnx.save_model(model, staged)
         os.replace(staged, output)
-
-
-def _check_pass(name: str) -> None:
-    known = registry.names()
-    if name not in known:
-        guess = nearest(name, known)
-        raise InputError(
-            Diagnostic(
-                "unknown-pass",
-                f"there is no pass called `{name}`",
-                (f"write `{guess}`, or " if guess else "") + "see all of them with `optc passes`",
-            )
-        )

@@ -9,6 +9,7 @@ is bounded, and past the bound what does not build goes to the fallback whole.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import onnx_graphsurgeon as gs
 
 from optc.optimizer.job import BuildFailure, BuildResult
+from optc.passes.flops import is_product
 from optc.passes.graph import reads
 from optc.passes.profile_check import why_not_at
 from optc.passes.split import Runtime, Stage, split, why_not_whole
@@ -31,21 +33,6 @@ MAX_ROUNDS = 16
 
 SMALLEST_SHARE = 1e-3
 """An engine with no product of matrices and less than this share of the FLOPs does not pay."""
-
-PRODUCTS = frozenset(
-    {
-        "Attention",
-        "Conv",
-        "ConvTranspose",
-        "DeformConv",
-        "Einsum",
-        "GRU",
-        "Gemm",
-        "LSTM",
-        "MatMul",
-        "RNN",
-    }
-)
 
 ProfileShapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 """Name of an input -> its min, opt and max shape."""
@@ -231,7 +218,7 @@ def decide(
         plan.stages = settled_stages(question, plan.off)
     if build is None:
         return plans, rounds
-    for number in range(MAX_ROUNDS + 1):
+    for number in itertools.count():  # nodes only move off, so it ends
         open_jobs = [
             (stage, plan)
             for plan in plans
@@ -246,9 +233,9 @@ def decide(
             if result.failure is None:
                 plan.engines[stage] = result
                 continue
-            if number == MAX_ROUNDS:
+            if number >= MAX_ROUNDS:
                 text = f"no engine after {MAX_ROUNDS} rounds: {result.failure.text}"
-                found = {name: Refused("builder", text) for name in stage.nodes}
+                found = {name: Refused("builder", text) for name in stage.work}
             else:
                 found = blame(stage, result.failure, plan.target)
             blamed.setdefault(plan.target.name, {}).update(found)
@@ -270,7 +257,7 @@ def decide(
                 plan.off.update(taken_off)
                 plan.stages = settled_stages(question, plan.off)
     for plan in plans:
-        plan.engines = {s: plan.engines[s] for s in plan.stages if s in plan.engines}
+        plan.engines = {s: plan.engines[s] for s in plan.stages if s.runtime == "tensorrt"}
         plan.confirmed = True
     return plans, rounds
 
@@ -321,11 +308,22 @@ def _unbounded(question: Question, stage: Stage) -> Off:
                 f"nothing bounds {listed}, an axis of `{name}`, which enters the engine here; "
                 "give it a range under `dims` in the spec"
             )
-        for node in question.nodes_of(stage):
-            if node.name in stage.repeated:
-                continue
-            if any(t.name == name for t in reads(node)):
-                found[node.name] = Refused("rule", reason)
+        found.update(dict.fromkeys(_readers(question, stage, name), Refused("rule", reason)))
+    return found
+
+
+def _readers(question: Question, stage: Stage, name: str) -> list[str]:
+    """Return what reads ``name`` in ``stage``, itself or through free nodes, which move nowhere."""
+    inside = {*stage.nodes, *stage.repeated}
+    work = set(stage.work)
+    seen = {name}
+    found = []
+    for node in question.graph.nodes:
+        if node.name in inside and any(tensor.name in seen for tensor in reads(node)):
+            if node.name in work:
+                found.append(node.name)
+            else:
+                seen.update(tensor.name for tensor in node.outputs)
     return found
 
 
@@ -338,7 +336,7 @@ def _sized_from_outside(question: Question, stage: Stage) -> Off:
             "TensorRT takes no sizes from outside",
         )
         for reader, name in readers.items()
-        if reader in stage.nodes
+        if reader in stage.work
     }
 
 
@@ -355,14 +353,14 @@ def _too_small(question: Question, stages: Sequence[Stage]) -> Off:
         for stage in stages
         if stage.runtime == "tensorrt"
         and question.share(stage) < SMALLEST_SHARE
-        and not any(question.node(name).op in PRODUCTS for name in stage.nodes)
+        and not any(is_product(question.node(name)) for name in stage.nodes)
     ]
     reason = Refused(
         "rule",
         "an engine of its own does not pay: it would hold no matrix product and less than "
         f"{SMALLEST_SHARE:.1%} of the FLOPs",
     )
-    return {name: reason for stage in small for name in stage.nodes}
+    return {name: reason for stage in small for name in stage.work}
 
 
 def profile_shapes(question: Question, names: Sequence[str]) -> tuple[ProfileShapes, ...] | None:

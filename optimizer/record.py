@@ -271,10 +271,3 @@ def report_of(prepared: Prepared, decided: Decided, outcome: Outcome) -> str:
         "diagnostics": [diagnostic.as_json() for diagnostic in outcome.diagnostics],
     }
     return json.dumps(document, indent=1, default=str) + "\n"
-
-
-def folder_of_stages(folder: Path) -> Path:
-    """Return where stages stand in a package, made if need be."""
-    stages = folder / "stages"
-    stages.mkdir(parents=True, exist_ok=True)
-    return stages

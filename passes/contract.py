@@ -4,7 +4,7 @@ A pass rewrites one `onnx_graphsurgeon.Graph` in place: the main graph or the bo
 Scan. It does not recurse: the pipeline runs it on every body, innermost first. It holds options,
 never state; it opens no file and prints nothing.
 
-What the pipeline guarantees before a pass runs (and checks after it, in checked mode):
+What the pipeline guarantees before a pass runs, and checks after each that changed something:
 - every node has a name, and node and tensor names are unique over the whole model, bodies included;
 - there are no ``Constant`` nodes: every constant is a ``gs.Constant`` tensor;
 - ``graph.nodes`` is in topological order;

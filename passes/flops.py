@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import onnx_graphsurgeon as gs
 
 from optc.passes.dimension import Dim
-from optc.passes.graph import bodies_of
+from optc.passes.graph import all_nodes, bodies_of
 from optc.passes.shape import Shapes
 from optc.specs.compile_spec import LARGEST_DIM, Range
 
@@ -174,3 +174,9 @@ _RULES: dict[str, Callable[[_Count, gs.Node], int | None]] = {
     "LSTM": _recurrence(4),
     "Attention": _attention,
 }
+
+
+def is_product(node: gs.Node) -> bool:
+    """Whether ``node``, or one in its bodies, multiplies matrices: what engines are for."""
+    inner = (each for body in bodies_of(node) for each in all_nodes(body))
+    return any(each.op in _RULES and not each.domain for each in (node, *inner))

@@ -8,7 +8,6 @@ graph-surgeon's: the weights are never copied to be looked at, types that numpy 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -764,6 +763,3 @@ class Names:
             name, count = f"{stem}_{count}", count + 1
         self._taken.add(name)
         return name
-
-
-SAFE_NAME = re.compile(r"[^A-Za-z0-9_.-]+")

@@ -1,8 +1,8 @@
 """Which passes there are, and in which order they run.
 
 A built-in pass is one line in `ORDER`: its file and class are named by the same words. Other
-distributions add passes by the entry-point group ``optc.passes``; theirs run after ours of the same
-group. Names are known without importing a pass, so that a spec is checked fast.
+distributions add passes by the entry-point group ``optc.passes``; theirs run after ours. Names are
+known without importing a pass, so that a spec is checked fast.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
 
-from optc.specs.diagnostic import Diagnostic, EnvironmentFault
+from optc.specs.diagnostic import Diagnostic, EnvironmentFault, InputError, nearest
 
 if TYPE_CHECKING:
     from optc.passes.contract import Pass
@@ -90,6 +90,24 @@ def _bad_plugin(entry: EntryPoint, problem: str) -> EnvironmentFault:
             "mend or uninstall the distribution that brings it",
         )
     )
+
+
+def require(name: str) -> None:
+    """Make sure that there is a pass called ``name``.
+
+    Raises:
+        InputError: If there is none (``unknown-pass``).
+    """
+    known = names()
+    if name not in known:
+        guess = nearest(name, known)
+        raise InputError(
+            Diagnostic(
+                "unknown-pass",
+                f"there is no pass called `{name}`",
+                (f"write `{guess}`, or " if guess else "") + "see all of them with `optc passes`",
+            )
+        )
 
 
 def passes(disable: Iterable[str] = ()) -> list[Pass]:

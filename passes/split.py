@@ -39,6 +39,7 @@ class Stage:
         repeated: Names of free nodes that it computes again, owned by an earlier stage.
         inputs: Tensors it reads from the caller or from other stages, in the order first read.
         outputs: Tensors it makes that other stages or the caller read.
+        free: Those of ``nodes`` that are free. They are no reason for a stage, and never to blame.
     """
 
     runtime: Runtime
@@ -46,6 +47,13 @@ class Stage:
     repeated: tuple[str, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    free: tuple[str, ...] = ()
+
+    @property
+    def work(self) -> tuple[str, ...]:
+        """The nodes it owns that are not free."""
+        free = set(self.free)
+        return tuple(name for name in self.nodes if name not in free)
 
 
 def split(
@@ -187,6 +195,7 @@ class _Split:
                 for tensor in node.outputs
                 if tensor.name and (tensor.name in self.outputs or tensor.name in sent)
             ),
+            free=tuple(name for name in self.view if name in owned and name in self.free),
         )
 
 

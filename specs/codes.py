@@ -137,6 +137,7 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
     "This machine": {
         "missing-backend": "The backend of a target is not installed.",
         "broken-backend": "The backend is installed and does not load.",
+        "other-gpu": "The target is for another GPU than the one its backend builds on.",
         "no-gpu": "There is no GPU, and what was asked for needs one.",
         "bad-plugin": "A pass that another distribution brings cannot be used.",
         "disk-full": "There is no room to write to.",

@@ -119,10 +119,6 @@ class EnvironmentFault(OptcError):
     """This machine lacks something: a backend, an extra, disk space, a GPU."""
 
 
-class BuildError(OptcError):
-    """A build failed and nothing could stand in for it."""
-
-
 class NotMetError(OptcError):
     """A verification or a gate was not met."""
 

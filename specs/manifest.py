@@ -245,7 +245,6 @@ class Manifest(_Part):
         environment: Versions, builder, machine.
         verify: What the spec asks of the result, as the verification takes it.
         rounds: The rounds of splitting and building, in their order.
-        failures: Always empty in this version; see ``rounds``.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -265,7 +264,6 @@ class Manifest(_Part):
     environment: Mapping[str, JsonValue] = {}
     verify: JsonValue = None
     rounds: tuple[JsonValue, ...] = ()
-    failures: tuple[JsonValue, ...] = ()
 
     @model_validator(mode="after")
     def _stages_exist(self) -> Self:
