@@ -109,7 +109,8 @@ class PackageWriter:
         self._target = target
         self._token = token
         self._inside = inside or _is_current(target)
-        self._hashes: dict[str, str] = {}
+        self._hasher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="optc-hash")
+        self._hashes: dict[str, Future[str]] = {}
 
     def write(self, path: str, data: bytes | str) -> Path:
         """Write one file, at ``path`` in the package, and return where it is now."""
@@ -120,10 +121,13 @@ class PackageWriter:
         return file
 
     def engine(self, path: str) -> Engine:
-        """Return the record of an engine whose file is in its final state at ``path``."""
+        """Return the record of an engine whose file is in its final state at ``path``.
+
+        Hashing it takes a while and is done in a thread: `commit` fills the hash in.
+        """
         file = self.folder / path
-        self._hashes[path] = sha256_of(file)
-        return Engine(file=path, sha256=self._hashes[path], bytes=file.stat().st_size)
+        self._hashes[path] = self._hasher.submit(sha256_of, file)
+        return Engine(file=path, sha256="", bytes=file.stat().st_size)
 
     def commit(self, manifest: Manifest) -> Manifest:
         """Put the package in its place, at once, and return its manifest with ``files`` filled in.
@@ -137,8 +141,8 @@ class PackageWriter:
         self.weights.close()
         paths = [path.relative_to(self.folder).as_posix() for path in _files_under(self.folder)]
         with ThreadPoolExecutor() as pool:  # hashing and flushing let go of the interpreter
-            hashes = list(pool.map(self._settled, paths))
-        manifest = manifest.model_copy(update={"files": dict(zip(paths, hashes, strict=True))})
+            hashes = dict(zip(paths, pool.map(self._settled, paths), strict=True))
+        manifest = manifest.with_files(hashes)
         _check_replaceable(self._target)
         if self._inside or not self._exchanged(manifest):
             manifest = self._moved_inside(manifest)
@@ -148,7 +152,9 @@ class PackageWriter:
         """Make sure that a file survives a power cut, and return its hash."""
         file = self.folder / path
         _flush(file)
-        return self._hashes.get(path) or self.weights.hash_of(file) or sha256_of(file)
+        if path in self._hashes:
+            return self._hashes[path].result()
+        return self.weights.hash_of(file) or sha256_of(file)
 
     def _exchanged(self, manifest: Manifest) -> bool:
         """Exchange staging folder and package; False where that cannot be done here."""

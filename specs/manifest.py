@@ -297,6 +297,21 @@ class Manifest(_Part):
             mode="json", exclude={"files": True, "stages": {"__all__": {"engines"}}}
         )
 
+    def with_files(self, hashes: Mapping[str, str]) -> Manifest:
+        """Return the manifest with the hash of every file, those of engines in their stages too."""
+        stages = tuple(
+            stage.model_copy(
+                update={
+                    "engines": {
+                        target: engine.model_copy(update={"sha256": hashes[engine.file]})
+                        for target, engine in stage.engines.items()
+                    }
+                }
+            )
+            for stage in self.stages
+        )
+        return self.model_copy(update={"files": hashes, "stages": stages})
+
     def moved_into(self, folder: str) -> Manifest:
         """Return the manifest of the same package with all of its files in a subfolder."""
 

@@ -74,9 +74,13 @@ def test_an_engine_is_recorded_as_it_is(tmp_path: Path) -> None:
     with writing(tmp_path / "p") as writer:
         file = writer.write("engines/ampere/00.engine", b"engine")
         engine = writer.engine("engines/ampere/00.engine")
-        done = writer.commit(manifest())
-        assert engine.sha256 == done.files[engine.file] == sha256_of(tmp_path / "p" / engine.file)
-    assert engine.bytes == 6
+        asked = manifest()
+        stage = asked.stages[0].model_copy(update={"engines": {"ampere": engine}})
+        done = writer.commit(asked.model_copy(update={"stages": (stage,)}))
+    recorded = done.stages[0].engines["ampere"]
+    assert recorded.sha256 == done.files[engine.file] == sha256_of(tmp_path / "p" / engine.file)
+    assert recorded.bytes == 6
+    assert read_manifest(tmp_path / "p") == done
     assert not file.exists()
 
 
