@@ -126,7 +126,8 @@ def print_stages(manifest: Manifest) -> None:
         stages = manifest.stages_of(target)
         engines = [stage for stage in stages if stage.runtime == "tensorrt"]
         share = sum(stage.flops_share for stage in engines)
-        what = f"compute capability {target.compute_capability or 'portable'}"
+        capability = target.compute_capability
+        what = f"compute capability {capability}" if capability else "portable"
         console.print(
             f"{target.name} ({target.backend}, {what}): {_count(len(engines), 'engine')}, "
             f"{_count(len(stages) - len(engines), 'fallback stage')}, "

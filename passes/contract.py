@@ -24,7 +24,7 @@ import onnx_graphsurgeon as gs
 if TYPE_CHECKING:
     from optc.passes.shape import Shapes
 
-Group = Literal["clean", "fold", "fuse", "legalise"]
+Group = Literal["clean", "fold", "fuse"]
 
 
 @dataclass(slots=True)
@@ -100,7 +100,8 @@ class Pass(ABC):
 
     Attributes:
         name: As written in a spec: a verb phrase with hyphens. The file has the same words.
-        group: When it runs: clean, fold and fuse run to a fixpoint, legalise once per target.
+        group: What it is for, as the reference lists it. All run to one fixpoint, in the order of the
+            registry.
         exactness: What the rewrite does to the numbers, in one phrase for the reference.
     """
 
