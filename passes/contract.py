@@ -21,10 +21,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import onnx_graphsurgeon as gs
 
+from optc.passes.opset import raise_opset
+
 if TYPE_CHECKING:
     from optc.passes.shape import Shapes
 
-Group = Literal["clean", "fold", "fuse"]
+Group = Literal["clean", "fold", "fuse", "legalise"]
+"""What a pass is for. Those that legalise run only on nodes that a target refuses."""
 
 
 @dataclass(slots=True)
@@ -52,27 +55,59 @@ class Facts:
     """What a pass may know beyond the graph it is given.
 
     Attributes:
-        opset: Version of the default domain that the model imports.
         kept: Names of tensors that must stay, under their name: graph outputs, outputs of bodies,
             partition points.
         conditional: Whether the graph is in a branch of an If. It may be the branch that is never
             taken with the extents at hand, where sizes need not fit together.
+        refused: Names of the nodes that a target refuses, for passes that legalise; None for others.
     """
 
     def __init__(
         self,
-        opset: int,
+        graph: gs.Graph,
+        model: gs.Graph,
         kept: frozenset[str],
         shapes: Callable[[], Shapes],
         fresh: Callable[[str], str],
         *,
         conditional: bool = False,
+        refused: frozenset[str] | None = None,
     ) -> None:
         self.conditional = conditional
-        self.opset = opset
         self.kept = kept
+        self.refused = refused
+        self._graph = graph
+        self._model = model
         self._shapes = shapes
         self._fresh = fresh
+
+    @property
+    def opset(self) -> int:
+        """Version of the default domain that the model imports."""
+        return int(self._model.opset)
+
+    def reach_opset(self, version: int) -> bool:
+        """Return whether the model imports at least ``version`` of the default domain.
+
+        An older model is raised to it, all its nodes rewritten, where each of them can follow
+        exactly. Ask only when everything else speaks for the rewrite that needs it.
+        """
+        return self.opset >= version or raise_opset(self._model, version)
+
+    def nodes(self, *ops: str) -> list[gs.Node]:
+        """Return the nodes of the graph at hand with one of ``ops``, in topological order.
+
+        Those of the default domain; for a pass that legalises only those that the target refuses.
+        A pass looks for its pattern from these, so that what has not changed is not searched again.
+        """
+        wanted = frozenset(ops)
+        return [
+            node
+            for node in self._graph.nodes
+            if node.op in wanted
+            and not node.domain
+            and (self.refused is None or node.name in self.refused)
+        ]
 
     @property
     def shapes(self) -> Shapes:

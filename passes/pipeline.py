@@ -158,7 +158,8 @@ class _Run:
         conditional = {id(part) for part in _branches(self.graph)}
         for part in (*list(all_bodies(self.graph)), self.graph):
             facts = Facts(
-                self.graph.opset,
+                part,
+                self.graph,
                 kept,
                 self.shapes,
                 names.fresh,

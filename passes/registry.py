@@ -41,17 +41,22 @@ The two that fold what comes before a Conv end the list: fused activations are l
 Div or Mul that ends one is gone.
 """
 
+LEGALISING: tuple[str, ...] = ()
+"""Built-in passes that rewrite what a target refuses into what it takes. They run on those nodes only,
+and what they make is kept where the target takes it."""
+
 
 def _plugins() -> dict[str, EntryPoint]:
     found = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
-    for name in found.keys() & set(ORDER):
+    for name in found.keys() & {*ORDER, *LEGALISING}:
         raise _bad_plugin(found[name], "bears the name of a pass that is built in")
     return found
 
 
 def names() -> tuple[str, ...]:
     """Return the names of all passes, built-in ones first, in running order."""
-    return (*ORDER, *(name for name in _plugins() if name not in ORDER))
+    built_in = (*ORDER, *LEGALISING)
+    return (*built_in, *(name for name in _plugins() if name not in built_in))
 
 
 def load(name: str) -> type[Pass]:
@@ -61,7 +66,7 @@ def load(name: str) -> type[Pass]:
         KeyError: If there is none.
         EnvironmentFault: If a plugin's entry point cannot be used (code ``bad-plugin``).
     """
-    if name in ORDER:
+    if name in ORDER or name in LEGALISING:
         module = import_module(f"optc.passes.{name.replace('-', '_')}")
         found: type[Pass] = getattr(module, "".join(map(str.capitalize, name.split("-"))))
         return found
@@ -112,5 +117,14 @@ def require(name: str) -> None:
 
 def passes(disable: Iterable[str] = ()) -> list[Pass]:
     """Return the optimising passes in running order, without those named in ``disable``."""
+    return [pass_ for pass_ in _loaded(disable) if pass_.group != "legalise"]
+
+
+def legalisers(disable: Iterable[str] = ()) -> list[Pass]:
+    """Return the passes that legalise, without those named in ``disable``."""
+    return [pass_ for pass_ in _loaded(disable) if pass_.group == "legalise"]
+
+
+def _loaded(disable: Iterable[str]) -> list[Pass]:
     left_out = set(disable)
     return [load(name)() for name in names() if name not in left_out]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+from builder_says import Builder, builder
 from models.materialise import materialise
 
 
@@ -20,3 +21,10 @@ def real_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return materialise(name, folder)
 
     return made
+
+
+@pytest.fixture(scope="session")
+def tensorrt() -> Iterator[Builder]:
+    """Return the real builder, which answers what it refuses."""
+    with builder() as answers:
+        yield answers
