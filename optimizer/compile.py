@@ -27,6 +27,7 @@ from optc.optimizer.compare import Tolerance
 from optc.optimizer.doctor import environment
 from optc.optimizer.engine import EngineBuilder
 from optc.optimizer.gate import check_gate
+from optc.optimizer.legalise import Legaliser
 from optc.optimizer.oracle import Oracle
 from optc.optimizer.package import PackageWriter, WeightStore, sha256_of, writing
 from optc.optimizer.partition import decide
@@ -263,20 +264,31 @@ def _decided(
     build: bool = True,
 ) -> tuple[Decided, EngineBuilder]:
     """Ask the parser what it refuses, then split, build and blame until every engine builds."""
-    engines = EngineBuilder(
+    spec = prepared.checked.spec
+    oracle = Oracle(workers)
+    tf32 = spec.precision.default == "tf32"
+    legaliser = Legaliser(
         prepared.question,
-        workers,
-        Oracle(workers),
-        store,
-        folder,
-        progress,
-        tf32=prepared.checked.spec.precision.default == "tf32",
+        oracle,
+        legalisers=registry.legalisers(spec.passes.disable),
+        optimisers=registry.passes(spec.passes.disable),
+        place=store.for_stage,
+        folder=folder / "stages",
+        tf32=tf32,
+    )
+    engines = EngineBuilder(
+        prepared.question, workers, oracle, store, folder, progress, legaliser, tf32=tf32
     )
     progress.step("asking TensorRT what it takes")
     refused = {target.name: engines.refusals(target) for target in targets}
     progress.step("building engines")
     plans, rounds = decide(
-        prepared.question, targets, refused, engines.build if build else None, engines.blame
+        prepared.question,
+        targets,
+        refused,
+        build=engines.build if build else None,
+        blame=engines.blame,
+        legalise=engines.legalise,
     )
     return Decided(plans, rounds), engines
 

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from optc.optimizer.builder import Workers
 from optc.optimizer.job import BuildFailure, BuildJob, BuildResult, Profile
+from optc.optimizer.legalise import Legaliser
 from optc.optimizer.oracle import Oracle
 from optc.optimizer.package import WeightStore
-from optc.optimizer.partition import Off, Question, Refused, key_of, profile_shapes
+from optc.optimizer.partition import (
+    Legalised,
+    Off,
+    Question,
+    Refused,
+    key_of,
+    profile_shapes,
+)
 from optc.optimizer.progress import Progress
 from optc.passes.graph import all_nodes, bodies_of, export_model, without_input_extents
 from optc.passes.split import Stage, extract
@@ -20,6 +31,19 @@ from optc.specs.diagnostic import Diagnostic, EnvironmentFault
 
 HOPELESS = frozenset({"timeout", "killed", "target"})
 """Failures that no other choice of nodes would mend at a bearable price: the stage goes whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A stage as a graph of its own.
+
+    Attributes:
+        graph: The graph. Where nothing was rewritten it shares nodes with the whole.
+        owners: Name of one of its nodes, of bodies too -> nodes of the whole it stands for.
+    """
+
+    graph: gs.Graph
+    owners: Mapping[str, tuple[str, ...]]
 
 
 class EngineBuilder:
@@ -37,6 +61,7 @@ class EngineBuilder:
         store: WeightStore,
         folder: Path,
         progress: Progress,
+        legaliser: Legaliser,
         *,
         tf32: bool,
     ) -> None:
@@ -48,21 +73,16 @@ class EngineBuilder:
         self._progress = progress
         self._tf32 = tf32
         self._models: dict[Stage, Path] = {}
-        # A failure may name a node inside a body; what moves is the control-flow node around it.
-        self._owner = {
-            inner.name: node.name
-            for node in question.graph.nodes
-            for inner in (node, *(n for body in bodies_of(node) for n in all_nodes(body)))
-        }
+        self._parts: dict[Stage, _Part] = {}
+        self._legaliser = legaliser
         self._folder.mkdir(parents=True, exist_ok=True)
 
     # --- the parser ------------------------------------------------------------------------------
 
     def refusals(self, target: Target) -> Off:
         """Return the nodes of the whole graph that TensorRT refuses, before anything is split."""
-        model = export_model(self._question.graph, place=self._store.for_stage)
         found = self._oracle.refusals(
-            model,
+            self._whole,
             target.backend,
             folder=self._folder,
             compute_capability=target.compute_capability,
@@ -71,6 +91,15 @@ class EngineBuilder:
             off=self._question.off.keys(),
         )
         return {name: Refused(refused.by, refused.text) for name, refused in found.items()}
+
+    @cached_property
+    def _whole(self) -> ModelProto:
+        """The whole graph, every tensor typed."""
+        return export_model(self._question.graph, place=self._store.for_stage)
+
+    def legalise(self, refused: Off, target: Target) -> dict[str, Legalised]:
+        """Return how those of the nodes ``refused`` are rewritten that ``target`` then takes."""
+        return self._legaliser.legalise(refused, target, lambda: self._whole, self._profiles)
 
     def _profiles(self, names: Sequence[str]) -> tuple[Profile, ...] | None:
         return profile_shapes(self._question, names)
@@ -103,7 +132,7 @@ class EngineBuilder:
             compute_capability=target.compute_capability,
             profiles=profiles,
             tf32=self._tf32,
-            nodes=[node.name for node in self._question.nodes_of(stage)],
+            nodes=[node.name for node in self._part(stage).graph.nodes],
         )
 
     # --- blame -----------------------------------------------------------------------------------
@@ -130,18 +159,19 @@ class EngineBuilder:
         self._question.check_profiles()
         named = dict.fromkeys(failure.nodes, Refused("builder", failure.text))
         found = self._owned(stage, named)
-        model = self._typed(stage)
-        ops = {self._question.node(name).op for name in found}
+        part = self._part(stage)
+        model = export_model(part.graph, place=self._store.for_stage)
+        ops = {node.op for node in part.graph.nodes if node.name in failure.nodes}
         alone = self._oracle.refused_alone(
             model,
-            [n for n in stage.work if not ops or self._question.node(n).op in ops],
+            [node.name for node in part.graph.nodes if not ops or node.op in ops],
             target.backend,
             folder=self._folder,
             compute_capability=target.compute_capability,
             profiles=self._profiles,
             tf32=self._tf32,
         )
-        found |= {name: Refused(refused.by, refused.text) for name, refused in alone.items()}
+        found |= self._owned(stage, alone)
         return found or self._bisected(stage, model, failure, target)
 
     def _bisected(
@@ -166,20 +196,32 @@ class EngineBuilder:
 
     def _owned(self, stage: Stage, refused: Mapping[str, Refused]) -> Off:
         """Return ``refused`` by nodes of the main graph; free nodes stay, as each stage has them."""
-        owned = set(stage.work)
-        by_owner = {self._owner[name]: why for name, why in refused.items() if name in self._owner}
+        owned, owners = set(stage.work), self._part(stage).owners
+        by_owner = {owner: why for name, why in refused.items() for owner in owners.get(name, ())}
         return {name: why for name, why in by_owner.items() if name in owned}
 
-    def _typed(self, stage: Stage) -> ModelProto:
-        return export_model(extract(self._question.graph, stage), place=self._store.for_stage)
+    def _part(self, stage: Stage) -> _Part:
+        """Return ``stage`` as a graph of its own, rewritten as its recipes say."""
+        if stage not in self._parts:
+            graph = extract(self._question.graph, stage)
+            owners: dict[str, tuple[str, ...]] = {n.name: (n.name,) for n in graph.nodes}
+            if stage.recipes:
+                work = self._legaliser.rewritten(graph, stage.recipes)
+                graph, owners = work.graph, work.owners
+            # A failure may name a node in a body; what moves is the control-flow node around it.
+            for node in graph.nodes:
+                for body in bodies_of(node):
+                    owners.update((inner.name, owners[node.name]) for inner in all_nodes(body))
+            self._parts[stage] = _Part(graph, owners)
+        return self._parts[stage]
 
     # --- files -----------------------------------------------------------------------------------
 
     def model_of(self, stage: Stage) -> Path:
         """Return the file of ``stage`` as ONNX, written when first asked for."""
         if stage not in self._models:
-            part = extract(self._question.graph, stage)
-            model = export_model(part, place=self._store.for_stage, value_info=False)
+            graph = self._part(stage).graph
+            model = export_model(graph, place=self._store.for_stage, value_info=False)
             if stage.runtime != "tensorrt":
                 model = without_input_extents(model)
             path = self._folder / f"scrap-{len(self._models)}.onnx"

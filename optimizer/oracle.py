@@ -41,7 +41,7 @@ MAX_ROUNDS: Final = 64
 """Parses of the whole model. Each names at least one node more; three is usual."""
 
 _PROBE_SECONDS: Final = 120.0
-_CACHE_FORMAT: Final = 1
+_CACHE_FORMAT: Final = 2
 _SMALL_BYTES: Final = 1024
 """Constants up to this size count with their values: an axis, a zero point, a shape."""
 
@@ -100,6 +100,19 @@ _INTEGERS: Final = frozenset({TensorProto.INT64, TensorProto.INT32})
 ProfilesOf = Callable[[Sequence[str]], tuple[Profile, ...] | None]
 """Tensor names -> the optimisation profiles of a model that has these as inputs: () where none has
 a dynamic axis, None where an axis has no bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What TensorRT said of a small model that it was asked about as a whole.
+
+    Attributes:
+        refused: Why it does not take it; None where it does.
+        ops: Ops of the nodes it named.
+    """
+
+    refused: Refused | None
+    ops: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,34 +244,81 @@ class Oracle:
         trial: _Trial | None = None,
     ) -> Off:
         """Return which of ``nodes`` are refused when each is all that the model holds."""
-        version = self._workers.version(ask.backend)
-        keys: dict[str, str] = {}
-        open_jobs: dict[str, ProbeJob] = {}
-        meant: dict[str, frozenset[str]] = {}
+        questions = {}
         for node in nodes:
             model = graph.alone(node)
             if model is None:
                 continue
-            inputs = [info.name for info in model.graph.input]
-            shapes = profiles(inputs) if profiles is not None else ()
-            if shapes is None or (trial is not None and _takes_sizes(model)):
-                continue
-            key = _key(model, ask.backend, version, shapes, trial)
-            keys[node.name] = key
-            if key not in self._known and key not in open_jobs:
+            shapes = profiles(_inputs(model)) if profiles is not None else ()
+            if shapes is not None and not (trial is not None and _takes_sizes(model)):
+                questions[node.name] = _Question(model, shapes, frozenset(_names(node)))
+        answers = self._answers(list(questions.values()), ask, trial)
+        found = {name: a.refused for name, a in zip(questions, answers, strict=True)}
+        return {name: refused for name, refused in found.items() if refused is not None}
+
+    def alone(self, model: ModelProto, names: Collection[str]) -> dict[str, ModelProto]:
+        """Return each of the nodes ``names`` as a model of its own.
+
+        Args:
+            model: Typed as for `refusals`.
+            names: Of nodes of the main graph. One with a tensor that cannot enter or leave an
+                engine is left out.
+        """
+        graph = _Graph(model)
+        found = {name: graph.alone(graph.nodes[name]) for name in names}
+        return {name: part for name, part in found.items() if part is not None}
+
+    def verdicts(
+        self,
+        models: Sequence[ModelProto],
+        backend: str,
+        *,
+        profiles: Sequence[tuple[Profile, ...]],
+        folder: Path | None = None,
+        compute_capability: str | None = None,
+        tf32: bool = False,
+    ) -> list[Verdict]:
+        """Return what parser and builder say of each of ``models`` as a whole.
+
+        Args:
+            models: Small ones, typed as for `refusals`.
+            backend: Name of the backend.
+            profiles: For each model, its optimisation profiles.
+            folder: Where external data of ``models`` lies.
+            compute_capability: To build for.
+            tf32: Whether TF32 is on.
+        """
+        questions = [
+            _Question(
+                model, shapes, frozenset(n for node in model.graph.node for n in _names(node))
+            )
+            for model, shapes in zip(models, profiles, strict=True)
+        ]
+        answers = self._answers(
+            questions, _Asking(backend, folder), _Trial(compute_capability, tf32)
+        )
+        return [Verdict(answer.refused, frozenset(answer.ops)) for answer in answers]
+
+    def _answers(
+        self, questions: Sequence[_Question], ask: _Asking, trial: _Trial | None
+    ) -> list[_Answer]:
+        """Return an answer to each question: remembered, read, or asked for now."""
+        version = self._workers.version(ask.backend)
+        keys = [_key(each, ask.backend, version, trial) for each in questions]
+        unknown: dict[str, _Question] = {}
+        for key, question in zip(keys, questions, strict=True):
+            if key not in self._known and key not in unknown:
                 answer = self._read(key)
                 if answer is not None:
                     self._known[key] = answer
                 else:
-                    open_jobs[key] = ask.job(model, shapes, trial)
-                    meant[key] = frozenset(_names(node))
-        results = self._workers.probe(list(open_jobs.values()))
-        for key, result in zip(open_jobs, results, strict=True):
-            self._known[key] = _Answer.of(result, meant[key])
-            if self._known[key].lasting:
-                self._write(key, self._known[key])
-        found = {name: self._known[key].refused for name, key in keys.items()}
-        return {name: refused for name, refused in found.items() if refused is not None}
+                    unknown[key] = question
+        jobs = [ask.job(each.model, each.profiles, trial) for each in unknown.values()]
+        for (key, question), result in zip(unknown.items(), self._workers.probe(jobs), strict=True):
+            answer = self._known[key] = _Answer.of(result, question)
+            if answer.lasting:
+                self._write(key, answer)
+        return [self._known[key] for key in keys]
 
     def bisect(
         self,
@@ -372,21 +432,44 @@ class _Asking:
 
 
 @dataclass(frozen=True, slots=True)
+class _Question:
+    """A small model that TensorRT is asked about.
+
+    Attributes:
+        model: The model.
+        profiles: Its optimisation profiles.
+        names: Of the nodes that the question is about, those of bodies too.
+    """
+
+    model: ModelProto
+    profiles: tuple[Profile, ...]
+    names: frozenset[str]
+
+    @property
+    def ops(self) -> dict[str, str]:
+        """Name of a node -> its op; that of the control-flow node for one in a body."""
+        return {name: node.op_type for node in self.model.graph.node for name in _names(node)}
+
+
+@dataclass(frozen=True, slots=True)
 class _Answer:
-    """What TensorRT said of a model of one node.
+    """What TensorRT said of a small model.
 
     Attributes:
         by: Who refused it; None where nobody did.
         lasting: Whether it would say so again: a crash or a lack of memory may not come again.
+        ops: Ops of the nodes it named.
     """
 
     by: Literal["parser", "builder"] | None = None
     text: str = ""
     lasting: bool = True
+    ops: Sequence[str] = ()
 
     @classmethod
-    def of(cls, result: ProbeResult, names: frozenset[str]) -> Self:
-        """Return what ``result`` means for the node that has ``names``, its own and its bodies'."""
+    def of(cls, result: ProbeResult, question: _Question) -> Self:
+        """Return what ``result`` means for the nodes that ``question`` is about."""
+        names, ops = question.names, question.ops
         failure = result.failure
         if failure is None:
             return cls()
@@ -394,10 +477,15 @@ class _Answer:
             case "refused":
                 # What computes its sizes may be refused where it is cut from the rest, which says
                 # nothing of the node.
-                texts = dict.fromkeys(r.text for r in failure.refusals if r.node in names)
-                return cls("parser", "; ".join(texts)) if texts else cls()
+                named = [r for r in failure.refusals if r.node in names]
+                texts = dict.fromkeys(r.text for r in named)
+                found = sorted({ops[r.node] for r in named})
+                if named or names.issuperset(ops):
+                    return cls("parser", "; ".join(texts) or failure.text, ops=found)
+                return cls()
             case "builder":
-                return cls("builder", failure.text)
+                found = sorted({ops[name] for name in failure.nodes if name in ops})
+                return cls("builder", failure.text, ops=found)
             case "crash" | "timeout":
                 return cls("parser", failure.text, lasting=False)
             case "killed" | "target" | "output":  # says nothing of the node
@@ -496,6 +584,10 @@ class _Graph:
         return self._has_dtype(name) and self._types[name].type.tensor_type.HasField("shape")
 
 
+def _inputs(model: ModelProto) -> list[str]:
+    return [info.name for info in model.graph.input]
+
+
 def _rank(info: ValueInfoProto) -> int:
     return len(info.type.tensor_type.shape.dim)
 
@@ -541,29 +633,25 @@ def _entering(nodes: Collection[NodeProto]) -> set[str]:
     return set[str]().union(*map(_reads, nodes)) - _made(nodes)
 
 
-def _key(
-    model: ModelProto,
-    backend: str,
-    version: str,
-    profiles: Sequence[Profile],
-    trial: _Trial | None,
-) -> str:
+def _key(question: _Question, backend: str, version: str, trial: _Trial | None) -> str:
     """Return what an answer is kept under: all it can depend on, and no name."""
     plain = ModelProto()
-    plain.CopyFrom(model)
+    plain.CopyFrom(question.model)
+    nodes = [node.name in question.names for node in plain.graph.node]
     anonymous = _Anonymous()
     anonymous.graph(plain.graph)
-    question = {
+    asked = {
+        "about": nodes,
         "format": _CACHE_FORMAT,
         "backend": backend,
         "version": version,
         "profiles": [
             {anonymous.number(name): shapes for name, shapes in profile.items()}
-            for profile in profiles
+            for profile in question.profiles
         ],
         "trial": asdict(trial) if trial else None,
     }
-    digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
     digest.update(plain.SerializeToString(deterministic=True))
     return digest.hexdigest()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import onnx_graphsurgeon as gs
@@ -19,6 +19,7 @@ import onnx_graphsurgeon as gs
 from optc.optimizer.job import BuildFailure, BuildResult
 from optc.passes.flops import is_product
 from optc.passes.graph import reads
+from optc.passes.legalising import Recipe
 from optc.passes.profile_check import why_not_at
 from optc.passes.split import Runtime, Stage, split, why_not_whole
 from optc.passes.tensorrt_rule import shape_readers, why_not_its_types
@@ -52,6 +53,19 @@ Off = dict[str, Refused]
 """Name of a node -> why it is off TensorRT."""
 
 
+@dataclass(frozen=True, slots=True)
+class Legalised:
+    """A node that TensorRT refuses as it is, and takes as rewritten.
+
+    Attributes:
+        recipe: How it is rewritten.
+        refused: Who refuses it as it is, and in whose words.
+    """
+
+    recipe: Recipe
+    refused: Refused
+
+
 @dataclass(slots=True)
 class Plan:
     """What was decided for one target.
@@ -59,6 +73,7 @@ class Plan:
     Attributes:
         target: The target.
         off: Nodes off TensorRT.
+        recipes: Name of a node that TensorRT refuses as it is -> how it is rewritten for it.
         stages: In running order.
         engines: Stage -> how its build went; every TensorRT stage has one, unless ``confirmed`` is
             false.
@@ -67,9 +82,24 @@ class Plan:
 
     target: Target
     off: Off
+    recipes: dict[str, Legalised] = field(default_factory=dict)
     stages: list[Stage] = field(default_factory=list)
     engines: dict[Stage, BuildResult] = field(default_factory=dict)
     confirmed: bool = False
+
+    def take_off(self, refused: Off, legalise: Legalise) -> None:
+        """Take nodes off TensorRT, except those that can be rewritten for it.
+
+        What was rewritten and is refused nevertheless goes off: nothing is tried twice.
+        """
+        new = {name: why for name, why in refused.items() if name not in self.recipes}
+        self.recipes.update(legalise(new, self.target))
+        for name, why in refused.items():
+            if name not in new:
+                passes = ", ".join(self.recipes.pop(name).recipe.passes)
+                self.off[name] = Refused(why.by, f"{why.text} (as rewritten by {passes})")
+            elif name not in self.recipes:
+                self.off[name] = why
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +124,9 @@ Blame = Callable[[Stage, BuildFailure, Target], Off]
 """Names the nodes of a stage that keep it from building; all of them where nothing can be told."""
 
 Build = Callable[[Sequence[tuple[Stage, Target]]], list[BuildResult]]
+
+Legalise = Callable[[Off, Target], Mapping[str, Legalised]]
+"""Says which of the nodes that a target refuses can be rewritten so that it takes them."""
 
 
 @dataclass(slots=True)
@@ -202,6 +235,7 @@ def decide(
     refused: Mapping[str, Off],
     build: Build | None,
     blame: Blame,
+    legalise: Legalise,
 ) -> tuple[list[Plan], list[Round]]:
     """Return what runs where for each target, and the rounds it took.
 
@@ -211,11 +245,13 @@ def decide(
         refused: Name of a target -> nodes that the parser refuses for it.
         build: Builds engines side by side; None: nothing is built and the plans are unconfirmed.
         blame: Asked for each stage that did not build.
+        legalise: Asked for what is refused, before it goes to the fallback.
     """
-    plans = [Plan(target, {**refused[target.name], **question.off}) for target in targets]
+    plans = [Plan(target, {}) for target in targets]
     rounds: list[Round] = []
     for plan in plans:
-        plan.stages = settled_stages(question, plan.off)
+        plan.take_off({**refused[plan.target.name], **question.off}, legalise)
+        plan.stages = settled_stages(question, plan)
     if build is None:
         return plans, rounds
     for number in itertools.count():  # nodes only move off, so it ends
@@ -254,16 +290,17 @@ def decide(
                 )
             )
             if taken_off:
-                plan.off.update(taken_off)
-                plan.stages = settled_stages(question, plan.off)
+                plan.take_off(taken_off, legalise)
+                plan.stages = settled_stages(question, plan)
     for plan in plans:
         plan.engines = {s: plan.engines[s] for s in plan.stages if s.runtime == "tensorrt"}
         plan.confirmed = True
     return plans, rounds
 
 
-def settled_stages(question: Question, off: Off) -> list[Stage]:
-    """Return the stages by ``off``, to which is added what no engine could hold as it stands."""
+def settled_stages(question: Question, plan: Plan) -> list[Stage]:
+    """Return the stages of ``plan``; what no engine could hold as it stands is taken off first."""
+    off = plan.off
     while True:
         stages = split(
             question.graph,
@@ -281,8 +318,15 @@ def settled_stages(question: Question, off: Off) -> list[Stage]:
         if not moved and len(stages) > 1:
             moved = _too_small(question, stages)
         if not moved:
-            return stages
+            return [_with_recipes(stage, plan.recipes) for stage in stages]
         off.update(moved)
+
+
+def _with_recipes(stage: Stage, recipes: Mapping[str, Legalised]) -> Stage:
+    if stage.runtime != "tensorrt":
+        return stage
+    own = (*stage.nodes, *stage.repeated)
+    return replace(stage, recipes=tuple(recipes[name].recipe for name in own if name in recipes))
 
 
 def _unbounded(question: Question, stage: Stage) -> Off:
@@ -390,6 +434,30 @@ def profile_shapes(question: Question, names: Sequence[str]) -> tuple[ProfileSha
             )
         found.append(shapes)
     return tuple(found) if any(found) else ()
+
+
+def axis_ranges(question: Question, inputs: Sequence[gs.Tensor]) -> list[dict[str, Range]]:
+    """Return the extents of the axes of ``inputs``, by the names that the axes bear.
+
+    Args:
+        question: Tells them.
+        inputs: Tensors of its graph, or of a part of it that was exported, annotated.
+
+    Returns:
+        One mapping for each profile, all with the same names: those that every profile bounds.
+    """
+    found: list[dict[str, Range]] = []
+    for profile in question.profiles:
+        ranges = {
+            axis: question.shapes.axis_range(dim, profile)
+            for tensor in inputs
+            if tensor.shape is not None and (dims := question.shapes.dims(tensor.name)) is not None
+            for axis, dim in zip(tensor.shape, dims, strict=True)
+            if isinstance(axis, str)
+        }
+        found.append({name: known for name, known in ranges.items() if known is not None})
+    everywhere = set(found[0]).intersection(*found)
+    return [{name: each[name] for name in found[0] if name in everywhere} for each in found]
 
 
 def key_of(stage: Stage, target: Target) -> str:

@@ -145,6 +145,7 @@ def _stage(
         repeated=stage.repeated,
         flops_share=round(question.share(stage), 6),
         why=() if on_tensorrt else _why(prepared, own, stage),
+        legalised=_legalised(prepared, own, stage),
         profiles=tuple(
             {
                 name: written.Shapes(min=low, opt=opt, max=high)
@@ -177,6 +178,22 @@ def _why(prepared: Prepared, plans: Sequence[Plan], stage: Stage) -> tuple[writt
         for (name, by, text), targets in found.items()
     ]
     return tuple(sorted(reasons, key=lambda reason: order[reason.by]))
+
+
+def _legalised(
+    prepared: Prepared, plans: Sequence[Plan], stage: Stage
+) -> tuple[written.Legalised, ...]:
+    """Return what is rewritten in ``stage``; targets that share it share the recipes."""
+    return tuple(
+        written.Legalised(
+            node=recipe.node,
+            op=_op(prepared.question.node(recipe.node)),
+            passes=recipe.passes,
+            by=plans[0].recipes[recipe.node].refused.by,
+            text=plans[0].recipes[recipe.node].refused.text,
+        )
+        for recipe in stage.recipes
+    )
 
 
 def _op(node: gs.Node) -> str:

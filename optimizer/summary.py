@@ -134,7 +134,7 @@ def print_stages(manifest: Manifest) -> None:
             f"{percent(share)} of the FLOPs in TensorRT"
         )
         console.print(_table(stages, target.name))
-    for line in _reasons(manifest.stages):
+    for line in (*_rewritten(manifest.stages), *_reasons(manifest.stages)):
         console.print(line)
 
 
@@ -184,6 +184,15 @@ def _few(names: tuple[str, ...]) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _rewritten(stages: Iterable[Stage]) -> list[str]:
+    """Return one line for each op and the passes that rewrote nodes of it."""
+    counted = Counter((each.op, each.passes) for stage in stages for each in stage.legalised)
+    return [
+        f"rewritten for TensorRT: {op} x{count}, by {', '.join(passes)}"
+        for (op, passes), count in counted.items()
+    ]
 
 
 def _reasons(stages: Iterable[Stage]) -> list[str]:

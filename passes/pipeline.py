@@ -88,6 +88,7 @@ def optimise(
     points: Iterable[str] = (),
     ranges: Mapping[str, tuple[int, int]] | None = None,
     after: AfterPass | None = None,
+    refused: frozenset[str] | None = None,
 ) -> PipelineReport:
     """Run ``passes`` on ``graph``, in place, until none has anything left to do.
 
@@ -97,11 +98,12 @@ def optimise(
         points: Names of tensors that must stay, besides the outputs.
         ranges: Symbol -> its smallest and largest extent; the result need be right only for these.
         after: Sees the graph after each run that changed it: for dumps and for proofs.
+        refused: Names of the nodes that a target refuses: what passes that legalise rewrite.
 
     Raises:
         PassError: If a pass leaves the graph broken; it names the pass and what is wrong.
     """
-    return _Run(graph, passes, frozenset(points), ranges, after).to_fixpoint()
+    return _Run(graph, passes, frozenset(points), ranges, after, refused).to_fixpoint()
 
 
 class _Run:
@@ -112,12 +114,14 @@ class _Run:
         points: frozenset[str],
         ranges: Mapping[str, tuple[int, int]] | None,
         after: AfterPass | None,
+        refused: frozenset[str] | None,
     ) -> None:
         self.graph = graph
         self.passes = passes
         self.points = points
         self.ranges = ranges
         self.after = after
+        self.refused = refused
         self.version = 0  # counts changes; what was computed from an older graph is stale
         self.records = {p.name: PassRecord(p.name) for p in passes}
         self.origins = {node.name: (node.name,) for node in all_nodes(graph)}
@@ -164,6 +168,7 @@ class _Run:
                 self.shapes,
                 names.fresh,
                 conditional=id(part) in conditional,
+                refused=self.refused,
             )
             try:
                 report = pass_.run(part, facts)

@@ -24,6 +24,7 @@ from typing import Literal
 import onnx_graphsurgeon as gs
 
 from optc.passes.graph import bodies_of, dataflow, reads
+from optc.passes.legalising import Recipe
 
 Runtime = Literal["tensorrt", "onnxruntime", "torch"]
 
@@ -40,6 +41,7 @@ class Stage:
         inputs: Tensors it reads from the caller or from other stages, in the order first read.
         outputs: Tensors it makes that other stages or the caller read.
         free: Those of ``nodes`` that are free. They are no reason for a stage, and never to blame.
+        recipes: How those of ``nodes`` are rewritten that TensorRT would refuse as they are.
     """
 
     runtime: Runtime
@@ -48,6 +50,7 @@ class Stage:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     free: tuple[str, ...] = ()
+    recipes: tuple[Recipe, ...] = ()
 
     @property
     def work(self) -> tuple[str, ...]:

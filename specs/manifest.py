@@ -152,6 +152,24 @@ class Reason(_Part):
     origins: tuple[str, ...] = ()
 
 
+class Legalised(_Part):
+    """A node that TensorRT refuses as it is, and takes as the stage has it.
+
+    Attributes:
+        node: Its name in ``model.onnx``.
+        op: Its operator.
+        passes: Names of the passes that rewrote it.
+        by: Who refuses it as it is.
+        text: In whose words.
+    """
+
+    node: str
+    op: str
+    passes: tuple[str, ...]
+    by: str
+    text: str
+
+
 class Stage(_Part):
     """One part of the model, run by one runtime.
 
@@ -169,6 +187,7 @@ class Stage(_Part):
         flops_share: Share of the FLOPs of the whole model that its nodes have, 0 to 1, at the opt
             extents of the first profile.
         why: For a fallback stage: which nodes were refused. The others compute sizes for these.
+        legalised: For a TensorRT stage: nodes that stand in it rewritten.
         profiles: What the engines were built with: for each of the package's profiles, in their
             order, the shapes of each input. Empty for a fallback stage.
         unconfirmed: In a plan: whether no build has shown that TensorRT takes the stage.
@@ -185,6 +204,7 @@ class Stage(_Part):
     repeated: tuple[str, ...] = ()
     flops_share: float = 0.0
     why: tuple[Reason, ...] = ()
+    legalised: tuple[Legalised, ...] = ()
     profiles: tuple[Mapping[str, Shapes], ...] = ()
     unconfirmed: bool = False
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 from graphs import parsed
 
 from optc.optimizer import partition
 from optc.optimizer.job import BuildFailure, BuildResult
-from optc.optimizer.partition import Off, Plan, Question, Refused, decide, settled_stages
+from optc.optimizer.partition import (
+    Legalise,
+    Legalised,
+    Off,
+    Plan,
+    Question,
+    Refused,
+    decide,
+    settled_stages,
+)
 from optc.passes.flops import flops
 from optc.passes.graph import import_model
+from optc.passes.legalising import Recipe
 from optc.passes.shape import annotate, infer
 from optc.passes.split import Stage
 from optc.specs.compile_spec import Range, Target
@@ -30,7 +40,10 @@ def question_of(text: str, off: Sequence[str] = (), **ranges: Range) -> Question
 
 
 def decided(
-    question: Question, builds: Callable[[Stage], bool], blamed: Callable[[Stage], Sequence[str]]
+    question: Question,
+    builds: Callable[[Stage], bool],
+    blamed: Callable[[Stage], Sequence[str]],
+    legalise: Legalise | None = None,
 ) -> Plan:
     def build(stages: Sequence[tuple[Stage, Target]]) -> list[BuildResult]:
         failure = BuildFailure("builder", "it does not build")
@@ -39,8 +52,13 @@ def decided(
     def blame(stage: Stage, failure: BuildFailure, target: Target) -> Off:
         return {name: Refused("builder", failure.text) for name in blamed(stage)}
 
-    plans, _ = decide(question, [TARGET], {"t": {}}, build, blame)
+    plans, _ = decide(question, [TARGET], {"t": {}}, build, blame, legalise or nothing)
     return plans[0]
+
+
+def nothing(off: Off, target: Target) -> Mapping[str, Legalised]:
+    """Know no rewrite."""
+    return {}
 
 
 CHAIN = """
@@ -105,7 +123,7 @@ def test_past_the_bound_every_engine_that_is_left_was_built(
 def test_a_stage_that_moves_whole_leaves_the_sizes_it_was_home_of() -> None:
     question = question_of(SIZED, ["det"], n=Range(min=1, opt=2, max=4))
     question.flops = dict.fromkeys(question.flops, 1)  # so that no engine is too small
-    before = settled_stages(question, dict(question.off))
+    before = settled_stages(question, Plan(TARGET, dict(question.off)))
     assert [(s.runtime, s.nodes) for s in before] == [
         ("tensorrt", ("one", "shape", "wide")),
         ("onnxruntime", ("det",)),
@@ -121,8 +139,24 @@ def test_a_stage_that_moves_whole_leaves_the_sizes_it_was_home_of() -> None:
 
 def test_an_axis_without_a_bound_that_only_repeated_sizes_read_moves_what_needs_them() -> None:
     question = question_of(COUNTED, ["range", "off"])
-    off = dict(question.off)
-    for stage in settled_stages(question, off):
+    plan = Plan(TARGET, dict(question.off))
+    for stage in settled_stages(question, plan):
         if stage.runtime == "tensorrt":
             assert partition.profile_shapes(question, stage.inputs) is not None
-    assert "on" in off
+    assert "on" in plan.off
+
+
+def test_what_can_be_rewritten_stays_until_it_is_refused_as_rewritten() -> None:
+    question = question_of(CHAIN, ["two"], n=Range(min=1, opt=2, max=4))
+    recipe = Recipe("two", ("spell-out",))
+
+    def legalise(off: Off, target: Target) -> Mapping[str, Legalised]:
+        return {name: Legalised(recipe, why) for name, why in off.items() if name == "two"}
+
+    plan = decided(question, lambda s: True, lambda s: [], legalise)
+    assert [(s.runtime, s.nodes, s.recipes) for s in plan.stages] == [
+        ("tensorrt", ("one", "two", "three"), (recipe,))
+    ]
+    plan = decided(question, lambda s: not s.recipes, lambda s: ["two"], legalise)
+    assert [s.runtime for s in plan.stages] == ["tensorrt", "onnxruntime", "tensorrt"]
+    assert plan.off["two"].text == "it does not build (as rewritten by spell-out)"

@@ -1,0 +1,193 @@
+"""Rewrites what TensorRT refuses into what it takes, and keeps only what TensorRT confirms.
+
+Each refused node is cut out with the shape arithmetic that leads to it, rewritten by the passes that
+legalise, and shown to the target's own parser and builder. Taken, it is on TensorRT as rewritten.
+Refused once more, what is refused is rewritten again; where no pass knows more, the node stays off.
+
+A rewrite has to pay: one that takes more than `MOST_TIMES` the FLOPs of the node, and more than
+`SMALL_SHARE` of those of the model, costs more on the GPU than the crossing that it saves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_graphsurgeon as gs
+from onnx import ModelProto, TensorProto
+
+from optc.optimizer.job import Profile
+from optc.optimizer.oracle import Oracle
+from optc.optimizer.partition import Legalised, Off, Question, axis_ranges
+from optc.passes.contract import Pass
+from optc.passes.flops import flops
+from optc.passes.graph import Place, StoredValues, export_model, import_model
+from optc.passes.legalising import Legalisation, Ranges, Recipe
+from optc.passes.shape import annotate, infer
+from optc.specs.compile_spec import Range, Target
+
+MOST_ROUNDS = 5
+"""Rewrites of what a rewrite made. A quantised operator of another domain takes three."""
+
+MOST_TIMES = 64
+SMALL_SHARE = 0.02
+
+
+@dataclass(slots=True)
+class _Trial:
+    """A refused node on its own, as rewritten so far."""
+
+    node: str
+    work: Legalisation
+    then: list[frozenset[str]]
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(self.node, tuple(self.work.fired), tuple(self.then))
+
+
+class Legaliser:
+    """Legalises nodes of one model.
+
+    Args:
+        question: The model, and where it is to run.
+        oracle: Asked about each rewritten node.
+        legalisers: The passes that legalise.
+        optimisers: The passes that optimise, for what the rewrites leave.
+        place: How weights are written, as `export_model` takes it.
+        folder: Where weights lie that ``place`` puts into files.
+        tf32: Whether TF32 is on.
+    """
+
+    def __init__(
+        self,
+        question: Question,
+        oracle: Oracle,
+        *,
+        legalisers: Sequence[Pass],
+        optimisers: Sequence[Pass],
+        place: Place,
+        folder: Path,
+        tf32: bool,
+    ) -> None:
+        self._question = question
+        self._oracle = oracle
+        self._legalisers = legalisers
+        self._optimisers = optimisers
+        self._place = place
+        self._folder = folder
+        self._tf32 = tf32
+
+    # --- a node on its own -----------------------------------------------------------------------
+
+    def legalise(
+        self,
+        refused: Off,
+        target: Target,
+        model: Callable[[], ModelProto],
+        profiles: Callable[[Sequence[str]], tuple[Profile, ...] | None],
+    ) -> dict[str, Legalised]:
+        """Return how those of the nodes ``refused`` are rewritten that ``target`` then takes.
+
+        Args:
+            refused: Why they are off TensorRT; what the spec keeps off is left alone.
+            target: Whom to ask.
+            model: Returns the whole graph as a model, every tensor typed.
+            profiles: Gives the optimisation profiles of a model that has the named inputs.
+        """
+        wanted = [name for name, why in refused.items() if why.by != "spec"]
+        if not wanted or not self._legalisers:
+            return {}
+        trials = []
+        for name, part in self._oracle.alone(model(), wanted).items():
+            work = self._begin(part)
+            if work.rewrite([name]) and self._pays(name, work.graph):
+                trials.append(_Trial(name, work, []))
+        taken: dict[str, Legalised] = {}
+        for _ in range(MOST_ROUNDS):
+            trials = self._tried(trials, refused, taken, target, profiles)
+            if not trials:
+                break
+        return taken
+
+    def _begin(self, part: ModelProto) -> Legalisation:
+        graph = import_model(part, self._folder)
+        ranges = self._ranges_of(graph)
+        return Legalisation.of(graph, self._legalisers, self._optimisers, ranges)
+
+    def _tried(
+        self,
+        trials: Sequence[_Trial],
+        refused: Off,
+        taken: dict[str, Legalised],
+        target: Target,
+        profiles: Callable[[Sequence[str]], tuple[Profile, ...] | None],
+    ) -> list[_Trial]:
+        """Ask about ``trials``, add to ``taken``, and return those that were rewritten once more."""
+        asked = []
+        models = []
+        shapes = []
+        for trial in trials:
+            graph = trial.work.graph
+            found = profiles([tensor.name for tensor in graph.inputs])
+            if found is None:
+                continue
+            annotate(graph, infer(graph, opset=graph.opset, ranges=trial.work.ranges))
+            asked.append(trial)
+            models.append(export_model(graph, place=_as_it_lies))
+            shapes.append(found)
+        verdicts = self._oracle.verdicts(
+            models,
+            target.backend,
+            profiles=shapes,
+            folder=self._folder,
+            compute_capability=target.compute_capability,
+            tf32=self._tf32,
+        )
+        again = []
+        for trial, verdict in zip(asked, verdicts, strict=True):
+            if verdict.refused is None:
+                taken[trial.node] = Legalised(trial.recipe, refused[trial.node])
+                continue
+            ops = verdict.ops or frozenset(node.op for node in trial.work.graph.nodes)
+            if trial.work.rewrite_again({trial.node: ops}):
+                trial.then.append(ops)
+                again.append(trial)
+        return again
+
+    def _pays(self, name: str, rewritten: gs.Graph) -> bool:
+        """Whether the rewritten node is not much dearer than it was, or cheap in any case."""
+        usual = axis_ranges(self._question, rewritten.inputs)[0]
+        shapes = infer(rewritten, opset=rewritten.opset, ranges=_joined([usual]))
+        cost = sum(flops(rewritten, shapes, usual).values())
+        before = self._question.flops.get(name, 0)
+        return cost <= max(MOST_TIMES * before, SMALL_SHARE * sum(self._question.flops.values()))
+
+    # --- nodes in their stage --------------------------------------------------------------------
+
+    def rewritten(self, stage: gs.Graph, recipes: Sequence[Recipe]) -> Legalisation:
+        """Return a copy of ``stage`` in which the nodes of ``recipes`` are rewritten."""
+        work = self._begin(export_model(stage, place=self._place))
+        work.follow(recipes)
+        annotate(work.graph, infer(work.graph, opset=work.graph.opset, ranges=work.ranges))
+        return work
+
+    def _ranges_of(self, graph: gs.Graph) -> Ranges:
+        return _joined(axis_ranges(self._question, graph.inputs))
+
+
+def _as_it_lies(constant: gs.Constant) -> TensorProto | None:
+    """Return what refers to a constant's file, if it lies in one: what is on trial is not written."""
+    values = constant._values
+    if not isinstance(values, StoredValues):
+        return None
+    return values.tensor if values.tensor.data_location == TensorProto.EXTERNAL else None
+
+
+def _joined(profiles: Sequence[Mapping[str, Range]]) -> Ranges:
+    """Return the smallest and largest extent of each symbol over all of ``profiles``."""
+    return {
+        name: (min(p[name].min for p in profiles), max(p[name].max for p in profiles))
+        for name in profiles[0]
+    }
