@@ -14,6 +14,7 @@ What the pipeline guarantees before a pass runs, and checks after each that chan
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -80,6 +81,7 @@ class Facts:
         self._model = model
         self._shapes = shapes
         self._fresh = fresh
+        self._beyond: float = math.inf  # the lowest version that the model was seen not to reach
 
     @property
     def opset(self) -> int:
@@ -92,12 +94,15 @@ class Facts:
         An older model is raised to it, all its nodes rewritten, where each of them can follow
         exactly. Ask only when everything else speaks for the rewrite that needs it.
         """
-        return self.opset >= version or raise_opset(self._model, version)
+        if self.opset < version < self._beyond:
+            if not raise_opset(self._model, version, self._shapes, self._fresh):
+                self._beyond = version  # not asked of all nodes again for every pattern
+        return self.opset >= version
 
-    def nodes(self, *ops: str) -> list[gs.Node]:
+    def nodes(self, *ops: str, domain: str = "") -> list[gs.Node]:
         """Return the nodes of the graph at hand with one of ``ops``, in topological order.
 
-        Those of the default domain; for a pass that legalises only those that the target refuses.
+        Those of ``domain``; for a pass that legalises only those that the target refuses.
         A pass looks for its pattern from these, so that what has not changed is not searched again.
         """
         wanted = frozenset(ops)
@@ -105,7 +110,7 @@ class Facts:
             node
             for node in self._graph.nodes
             if node.op in wanted
-            and not node.domain
+            and (node.domain or "") == domain
             and (self.refused is None or node.name in self.refused)
         ]
 
