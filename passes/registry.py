@@ -41,7 +41,7 @@ The two that fold what comes before a Conv end the list: fused activations are l
 Div or Mul that ends one is gone.
 """
 
-LEGALISING: tuple[str, ...] = ()
+LEGALISING: tuple[str, ...] = ("turn-products-into-convs",)
 """Built-in passes that rewrite what a target refuses into what it takes. They run on those nodes only,
 and what they make is kept where the target takes it."""
 

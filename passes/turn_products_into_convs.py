@@ -1,0 +1,187 @@
+r"""Turn matrix products with constant weights into convolutions over windows of one element.
+
+    before                          after
+
+    x [B, M, K]   W [K, N]          x [B, M, K]
+         \       /                  |
+          MatMul                    Transpose [0, 2, 1]
+            |                       |
+            y [B, M, N]             Conv (W' [N, K, 1])
+                                    |
+                                    Transpose [0, 2, 1]
+                                    |
+                                    y [B, M, N]
+
+For compute capability 7.5, where TensorRT has no float32 matrix product but does convolve.
+
+Why it holds: with K as channels, a convolution over windows of one element is at each place the sum
+over K of W'[n, k] * x[k], which is the product. Where M is the axis of the batch (two axes, or Gemm)
+nothing is transposed. Weights on the left, ``W @ x``, need no Transpose with x of two or three axes,
+as K is the axis of channels already. Alpha and beta of a Gemm go into weights and bias; a third input
+that is not one number per column is added after it.
+
+How exact: equal up to rounding, as products are summed in another order; without alpha and beta the
+weights are those of the model.
+What it costs: two Transposes of the activations, which a convolution in this layout may not need in
+the end; the sum itself is the same.
+
+Keeps: the names of outputs. Weights that others read too are copied.
+Skips, with the reason in the report: both operands computed at run time; weights of several matrices;
+weights of one axis; more than four axes, those between the first two and the last not static.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from optc.passes.contract import Facts, Pass, Report
+from optc.passes.graph import Array
+from optc.passes.match import argument
+from optc.passes.replacement import Replacement
+
+FLOATS = ("float16", "float32")
+"""Types a Conv of TensorRT computes in, and numpy too."""
+
+
+class _Refused(Exception):
+    """Why a product stays as it is."""
+
+
+class TurnProductsIntoConvs(Pass):
+    """Turn ``MatMul`` and ``Gemm`` with constant weights into ``Conv`` over windows of one element."""
+
+    name = "turn-products-into-convs"
+    group = "legalise"
+    exactness = "equal up to rounding"
+
+    def run(self, graph: gs.Graph, facts: Facts) -> Report:
+        """Rewrite the refused products in ``graph``."""
+        report = Report()
+        for node in facts.nodes("Gemm", "MatMul"):
+            new = Replacement(graph, facts, node)
+            try:
+                result = _gemm(node, facts, new) if node.op == "Gemm" else _matmul(node, facts, new)
+            except _Refused as refused:
+                report.skipped[node.name] = str(refused)
+                continue
+            new.finish(report, result)
+        return report
+
+
+def _matrix(tensor: gs.Tensor) -> Array | None:
+    """Return a constant as one matrix, None where it is none."""
+    if not isinstance(tensor, gs.Constant) or np.dtype(tensor.dtype).name not in FLOATS:
+        return None
+    *batch, rows, columns = tensor.shape if len(tensor.shape) > 1 else (0, *tensor.shape, 0)
+    if any(extent != 1 for extent in batch) or 0 in (rows, columns):
+        return None
+    matrix: Array = np.asarray(tensor.values).reshape(rows, columns)
+    return matrix
+
+
+def _weights(node: gs.Node, side: int) -> Array:
+    matrix = _matrix(node.inputs[side])
+    if matrix is not None:
+        return matrix
+    if not any(isinstance(tensor, gs.Constant) for tensor in node.inputs[:2]):
+        raise _Refused("both operands are computed at run time")
+    raise _Refused("the constant operand is not one matrix of floats")
+
+
+def _matmul(node: gs.Node, facts: Facts, new: Replacement) -> gs.Tensor:
+    on_left = isinstance(node.inputs[0], gs.Constant)
+    x = node.inputs[1 if on_left else 0]
+    weights = _weights(node, 0 if on_left else 1)
+    dims = facts.shapes.dims(x.name)
+    if dims is None or len(dims) < 2:
+        raise _Refused("the activations have one axis, or nobody knows how many")
+    if len(node.inputs[0 if on_left else 1].shape) > len(dims):  # they would add an axis of 1
+        raise _Refused("the weights have more axes than the activations")
+    return _left(x, weights, len(dims), new) if on_left else _right(x, weights, dims, new)
+
+
+def _left(x: gs.Tensor, weights: Array, rank: int, new: Replacement) -> gs.Tensor:
+    """Return ``weights @ x``: the rows of x are the channels."""
+    match rank:
+        case 2:
+            row = new.add("Conv", new.along("Unsqueeze", x, [0]), weights[:, :, None])
+            return new.along("Squeeze", row, [0])
+        case 3:
+            return new.add("Conv", x, weights[:, :, None])
+        case 4:
+            swapped = new.add("Transpose", x, perm=[0, 2, 1, 3])
+            product = new.add("Conv", swapped, weights[:, :, None, None])
+            return new.add("Transpose", product, perm=[0, 2, 1, 3])
+    raise _Refused("the activations have more than four axes")
+
+
+def _right(x: gs.Tensor, weights: Array, dims: tuple[object, ...], new: Replacement) -> gs.Tensor:
+    """Return ``x @ weights``: the columns of x are the channels."""
+    inner, outer = weights.shape
+    kernel = np.ascontiguousarray(weights.T)
+    match len(dims):
+        case 2:
+            return _rows(x, kernel, None, new)
+        case 3:
+            turned = new.add("Transpose", x, perm=[0, 2, 1])
+            product = new.add("Conv", turned, kernel[:, :, None])
+            return new.add("Transpose", product, perm=[0, 2, 1])
+        case 4:
+            return _images(x, kernel, new)
+    middle = [extent for extent in dims[2:-1] if isinstance(extent, int)]
+    if len(middle) != len(dims) - 3:
+        raise _Refused("the activations have more than four axes, which are not static")
+    flat = new.add("Reshape", x, np.array([0, 0, np.prod(middle), inner], np.int64))
+    return new.add(
+        "Reshape", _images(flat, kernel, new), np.array([0, 0, *middle, outer], np.int64)
+    )
+
+
+def _images(x: gs.Tensor, kernel: Array, new: Replacement) -> gs.Tensor:
+    turned = new.add("Transpose", x, perm=[0, 3, 1, 2])
+    product = new.add("Conv", turned, kernel[:, :, None, None])
+    return new.add("Transpose", product, perm=[0, 2, 3, 1])
+
+
+def _rows(x: gs.Tensor, kernel: Array, bias: Array | None, new: Replacement) -> gs.Tensor:
+    """Return the product of each row of ``x``, the batch, with ``kernel`` [N, K]."""
+    image = new.along("Unsqueeze", x, [2, 3])
+    rest = () if bias is None else (bias,)
+    product = new.add("Conv", image, kernel[:, :, None, None], *rest)
+    return new.along("Squeeze", product, [2, 3])
+
+
+def _gemm(node: gs.Node, facts: Facts, new: Replacement) -> gs.Tensor:
+    weights = _weights(node, 1)
+    kernel = weights if node.attrs.get("transB", 0) else np.ascontiguousarray(weights.T)
+    alpha, beta = float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0))
+    if alpha != 1:
+        kernel = (kernel.astype(np.float64) * alpha).astype(kernel.dtype)
+    x = node.inputs[0]
+    if node.attrs.get("transA", 0):
+        x = new.add("Transpose", x, perm=[1, 0])
+    addend = argument(node, 2)
+    bias = _bias(addend, beta, kernel)
+    product = _rows(x, kernel, bias, new)
+    if addend is None or bias is not None or beta == 0:
+        return product
+    if beta != 1:
+        addend = new.add("Mul", addend, np.array(beta, kernel.dtype))
+    return new.add("Add", product, addend)
+
+
+def _bias(addend: gs.Tensor | None, beta: float, kernel: Array) -> Array | None:
+    """Return the third input of a Gemm as one number per column, None where it is not that."""
+    columns = kernel.shape[0]
+    if not isinstance(addend, gs.Constant) or addend.shape not in (
+        (),
+        (1,),
+        (1, 1),
+        (columns,),
+        (1, columns),
+    ):
+        return None
+    numbers = np.asarray(addend.values).reshape(-1).astype(np.float64) * beta
+    bias: Array = np.broadcast_to(numbers, columns).astype(kernel.dtype)
+    return bias
