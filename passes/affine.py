@@ -1,6 +1,6 @@
 """Constant functions of one multiplication and one addition per channel, read off a node.
 
-BatchNormalization in inference, and Mul, Div, Add and Sub with a constant, are all
+BatchNormalization in inference, Neg, and Mul, Div, Add and Sub with a constant, are all
 ``scale * x + shift`` with one number each per channel, provided the constant has no other axis.
 """
 
@@ -52,7 +52,7 @@ def argument(node: gs.Node) -> gs.Tensor | None:
     """Return x of a node that computes ``scale * x + shift`` with constants, or None."""
     if node.domain or not node.inputs:  # none: a pass has cut it off
         return None
-    if node.op == "BatchNormalization":
+    if node.op in {"BatchNormalization", "Neg"}:
         return node.inputs[0]
     if node.op not in {"Mul", "Div", "Add", "Sub"}:
         return None
@@ -72,6 +72,8 @@ def affine_of(node: gs.Node, channels: Channels, opset: int) -> Affine:
     """
     if node.op == "BatchNormalization":
         return _normalisation(node, channels, opset)
+    if node.op == "Neg":
+        return Affine(scale=np.full(channels.count, -1.0))
     left, right = node.inputs
     constant = right if isinstance(right, gs.Constant) else left
     numbers = per_channel(constant, channels)

@@ -1,4 +1,4 @@
-r"""Fold a constant Mul or Div per channel into the convolution before it.
+r"""Fold a Neg, or a constant Mul or Div per channel, into the convolution before it.
 
     before                      after
 
@@ -11,8 +11,8 @@ r"""Fold a constant Mul or Div per channel into the convolution before it.
            y
 
 Why it holds: s * (W (*) x + b) = (s * W) (*) x + s * b, as s is constant over the spatial axes. It
-is the same for ConvTranspose and DeformConv, and for Conv(x) / s with 1/s. Equal up to rounding:
-the new weights are computed in float64 and rounded once.
+is the same for ConvTranspose and DeformConv, for Conv(x) / s with 1/s, and for -Conv(x) with -1.
+Equal up to rounding: the new weights are computed in float64 and rounded once.
 
 Needs: W, b and s constant; s one number, or one per output channel.
 Keeps: names of the Conv, its weights and y. Weights that several nodes share stay shared: they are
@@ -30,11 +30,11 @@ from optc.passes.linear import CONVOLUTIONS, fold_into
 
 
 class FoldMulIntoConv(Pass):
-    """Fold ``Mul(Conv(x, W, b), s)`` into ``Conv(x, s*W, s*b)``; also Div, other convolutions."""
+    """Fold ``Mul(Conv(x, W, b), s)`` into ``Conv(x, s*W, s*b)``; also Div, Neg, all convolutions."""
 
     name = "fold-mul-into-conv"
     exactness = "equal up to rounding of the weights"
 
     def run(self, graph: gs.Graph, facts: Facts) -> Report:
         """Fold what can be folded in ``graph``."""
-        return fold_into(graph, facts, followers=("Mul", "Div"), into=CONVOLUTIONS)
+        return fold_into(graph, facts, followers=("Mul", "Div", "Neg"), into=CONVOLUTIONS)

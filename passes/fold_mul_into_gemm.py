@@ -1,4 +1,4 @@
-r"""Fold a constant Mul or Div per column into the Gemm or MatMul before it.
+r"""Fold a Neg, or a constant Mul or Div per column, into the Gemm or MatMul before it.
 
     before                      after
 
@@ -12,7 +12,7 @@ r"""Fold a constant Mul or Div per column into the Gemm or MatMul before it.
 
 Why it holds: s * (x W + b) = x (W * s) + s * b, where s is one number for each column of W. alpha
 stays as it is, beta goes into the bias. A MatMul may have any number of axes, and an Add of a
-constant may stand between it and the Mul. Equal up to rounding: new weights and bias are computed
+constant may stand between it and the Mul. Neg is a Mul by -1. Equal up to rounding: new weights and bias are computed
 in float64 and rounded once.
 
 Needs: W, b and s constant; s one number, or one per column.
@@ -31,11 +31,11 @@ from optc.passes.linear import PRODUCTS, fold_into
 
 
 class FoldMulIntoGemm(Pass):
-    """Fold ``Mul(Gemm(x, W, b), s)`` into ``Gemm(x, W*s, s*b)``; also Div and MatMul."""
+    """Fold ``Mul(Gemm(x, W, b), s)`` into ``Gemm(x, W*s, s*b)``; also Div, Neg and MatMul."""
 
     name = "fold-mul-into-gemm"
     exactness = "equal up to rounding of weights and bias"
 
     def run(self, graph: gs.Graph, facts: Facts) -> Report:
         """Fold what can be folded in ``graph``."""
-        return fold_into(graph, facts, followers=("Mul", "Div"), into=PRODUCTS)
+        return fold_into(graph, facts, followers=("Mul", "Div", "Neg"), into=PRODUCTS)

@@ -35,7 +35,7 @@ from optc.passes.affine import (
     per_channel,
 )
 from optc.passes.contract import Facts, Report
-from optc.passes.graph import detach, producer
+from optc.passes.graph import detach, producer, redirect
 
 CONVOLUTIONS = ("Conv", "ConvTranspose", "DeformConv")
 PRODUCTS = ("Gemm", "MatMul")
@@ -107,11 +107,25 @@ class Linear:
         rank = 1 if dims is None else len(dims)  # unknown: one axis is there for sure
         return Channels(shape[-1], axis=rank - 1, rank=rank)
 
-    def input_channels(self) -> Channels:
-        """Return where the input channels of a convolution are. The weights must be constant."""
+    def input_channels(self, facts: Facts) -> Channels:
+        """Return where the input channels are. The weights must be constant.
+
+        Raises:
+            Refused: If a product has more than one matrix of weights, or its input an unknown rank.
+        """
         shape = self.weight.shape
-        count = shape[0] if self.node.op == "ConvTranspose" else shape[1] * self.groups
-        return Channels(count, axis=1, rank=len(shape))
+        match self.node.op:
+            case "Conv" | "DeformConv":
+                return Channels(shape[1] * self.groups, axis=1, rank=len(shape))
+            case "ConvTranspose":
+                return Channels(shape[0], axis=1, rank=len(shape))
+            case "Gemm":
+                axis = 0 if self.node.attrs.get("transA", 0) else 1
+                return Channels(shape[1 if self.is_transposed else 0], axis, rank=2)
+        dims = facts.shapes.dims(self.node.inputs[0].name)
+        if dims is None or len(shape) != 2:
+            raise Refused("the MatMul is not known to multiply by one matrix")
+        return Channels(shape[0], axis=len(dims) - 1, rank=len(dims))
 
     def bias_numbers(self, channels: Channels) -> Doubles:
         """Return the constant bias, zeros where there is none, as one number per output channel.
@@ -174,7 +188,7 @@ class Linear:
         rows = self.by_channel(np.ascontiguousarray(_peek(self.weight)))
         with np.errstate(all="ignore"):  # what is not finite is refused
             summed: Doubles = (rows.astype(np.float64).sum(3) * shift).sum(2).reshape(-1)
-        return summed
+        return summed * self.node.attrs.get("alpha", 1.0) if self.node.op == "Gemm" else summed
 
 
 def linear_making(tensor: gs.Tensor, ops: Collection[str]) -> Linear | None:
@@ -213,6 +227,16 @@ def _bias_at(node: gs.Node) -> int:
     return 3 if node.op == "DeformConv" else 2  # X, W, offset, B, mask
 
 
+def _linear_reading(node: gs.Node, facts: Facts) -> Linear:
+    """Return ``node`` as a linear one, with the Add of a constant right behind it if a MatMul."""
+    readers = node.outputs[0].outputs
+    if node.op == "MatMul" and len(readers) == 1 and not facts.is_kept(node.outputs[0]):
+        linear = linear_making(readers[0].outputs[0], ("MatMul",)) if readers[0].outputs else None
+        if linear is not None and linear.node is node:
+            return linear
+    return _linear_at(node)
+
+
 def fold_into(
     graph: gs.Graph, facts: Facts, *, followers: Collection[str], into: Collection[str]
 ) -> Report:
@@ -223,7 +247,8 @@ def fold_into(
     where all are followed by the same scale, else not at all.
     """
     report = Report()
-    own = {id(node) for node in graph.nodes}
+    candidates = facts.nodes(*followers)
+    own = {id(node) for node in graph.nodes} if candidates else set()
 
     def linear_before(follower: gs.Node) -> Linear | None:
         x = argument(follower) if follower.op in followers else None
@@ -232,7 +257,7 @@ def fold_into(
             return None  # not our pattern, or in a body and fed by what is computed outside it
         return linear
 
-    for follower in graph.nodes:
+    for follower in candidates:
         linear = linear_before(follower)
         if linear is None:
             continue
@@ -254,28 +279,50 @@ def fold_into(
 def fold_back(
     graph: gs.Graph, facts: Facts, *, leaders: Collection[str], into: Collection[str]
 ) -> Report:
-    """Fold every node of ``leaders`` into the node of ``into`` that reads its result.
+    """Fold every node of ``leaders`` into the nodes of ``into`` that read its result: all or none.
 
-    That node keeps its name and its output, and reads what the other read.
+    They keep their names and outputs, and read what the other read.
     """
     report = Report()
-    own = {id(node) for node in graph.nodes}
-    for node in graph.nodes:
-        leader = producer(node.inputs[0]) if node.op in into and not node.domain else None
-        if leader is None or leader.op not in leaders or id(leader) not in own:
-            continue
+    own: set[int] | None = None
+    for leader in reversed(facts.nodes(*leaders)):  # of two in a row the last one goes first
         x = argument(leader)
         if x is None:
             continue
+        made = leader.outputs[0]
+        readers = list({id(node): node for node in made.outputs}.values())
+        if not any(_reads_linearly(node, made, into) for node in readers):
+            continue
+        own = own or {id(node) for node in graph.nodes}
         try:
-            _apply([_before(node, leader, x, facts)], facts)
+            if facts.is_kept(made) or not all(
+                _reads_linearly(node, made, into) and id(node) in own for node in readers
+            ):
+                raise Refused(f"the {leader.op} output has another reader")
+            folds = [_before(node, leader, x, facts) for node in readers]
+            _require_alike(folds, facts)
+            _apply(folds, facts)
         except Refused as refused:
             report.skipped[leader.name] = str(refused)
             continue
+        redirect(made, x)
         detach(leader)
-        node.inputs[0] = x
-        report.merged[node.name] = (leader.name, *report.merged.get(node.name, (node.name,)))
+        for fold in folds:
+            last = fold.linear.last
+            report.merged[last.name] = (leader.name, *report.merged.get(last.name, (last.name,)))
     return report
+
+
+def _reads_linearly(node: gs.Node, tensor: gs.Tensor, into: Collection[str]) -> bool:
+    """Whether ``node`` is one of ``into`` and multiplies ``tensor``, once, by its weights."""
+    if node.op == "MatMul" and not _is_weighted_product(node):
+        return False
+    return (
+        node.op in into
+        and not node.domain
+        and node.inputs[0] is tensor
+        and sum(read is tensor for read in node.inputs) == 1
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -317,20 +364,16 @@ def _after(linear: Linear, follower: gs.Node, facts: Facts) -> _Fold:
 
 
 def _before(node: gs.Node, leader: gs.Node, x: gs.Tensor, facts: Facts) -> _Fold:
-    """Return how ``leader``, which reads ``x``, would go into the convolution behind it."""
-    if facts.is_shared(leader.outputs[0]):
-        raise Refused(f"the {leader.op} output has another reader")
-    linear = _linear_at(node)
+    """Return how ``leader``, which reads ``x``, would go into the linear node behind it."""
+    linear = _linear_reading(node, facts)
     linear.require_constants()
-    inputs, outputs = linear.input_channels(), linear.channels(facts)
+    inputs, outputs = linear.input_channels(facts), linear.channels(facts)
     dims = facts.shapes.dims(x.name)
     if dims is None or len(dims) != inputs.rank or dims[inputs.axis] != inputs.count:
         raise Refused(f"the {leader.op} makes what it reads larger, or may do so")
     affine = affine_of(leader, inputs, facts.opset)
     factor = bias = None
     if affine.scale is not None:
-        if facts.is_shared(linear.weight):
-            raise Refused(f"the weights of the {node.op} are shared with another node")
         factor = affine.scale.reshape(linear.groups, 1, -1, 1)
     if affine.shift is not None:
         if not _adds_evenly(node):
@@ -341,7 +384,9 @@ def _before(node: gs.Node, leader: gs.Node, x: gs.Tensor, facts: Facts) -> _Fold
 
 
 def _adds_evenly(node: gs.Node) -> bool:
-    """Whether each output of a convolution is a sum over the whole kernel: nothing is padded."""
+    """Whether each output is a sum over all of the weights that lead to it: nothing is padded."""
+    if node.op in PRODUCTS:
+        return True
     is_padded = any(node.attrs.get("pads", ())) or node.attrs.get("auto_pad", "").startswith("SAME")
     return node.op == "Conv" and not is_padded
 
@@ -353,7 +398,6 @@ def _together(
     weight = fold.linear.weight
     if fold.factor is None or not facts.is_shared(weight):
         return [fold]
-    shared = Refused(f"the weights of the {fold.linear.node.op} are shared with another node")
     folds = [fold]
     for node in weight.outputs:
         if node is fold.linear.node:
@@ -361,15 +405,34 @@ def _together(
         readers = node.outputs[0].outputs
         other = linear_before(readers[0]) if len(readers) == 1 else None
         if other is None:
-            raise shared
+            raise _shared(fold)
         try:
             folds.append(_after(other, readers[0], facts))
         except Refused:
-            raise shared from None
-    is_read_twice = len({id(it.linear.node) for it in folds}) != len(weight.outputs)
-    if is_read_twice or facts.is_kept(weight) or not all(_is_like(fold, it) for it in folds):
-        raise shared
+            raise _shared(fold) from None
+    _require_alike(folds, facts)
     return folds
+
+
+def _shared(fold: _Fold) -> Refused:
+    return Refused(f"the weights of the {fold.linear.node.op} are shared with another node")
+
+
+def _require_alike(folds: Sequence[_Fold], facts: Facts) -> None:
+    """Check that all who read weights that are to change want the same change.
+
+    Raises:
+        Refused: If not.
+    """
+    for fold in folds:
+        weight = fold.linear.weight
+        if fold.factor is None or not facts.is_shared(weight):
+            continue
+        alike = {id(other.linear.node) for other in folds if _is_like(fold, other)}
+        if facts.is_kept(weight) or alike != {id(node) for node in weight.outputs}:
+            raise _shared(fold)
+        if len(alike) != len(weight.outputs):  # one reads them twice
+            raise _shared(fold)
 
 
 def _is_like(one: _Fold, other: _Fold) -> bool:
@@ -385,16 +448,20 @@ def _is_like(one: _Fold, other: _Fold) -> bool:
 
 
 def _apply(folds: Sequence[_Fold], facts: Facts) -> None:
-    """Give new weights and biases to nodes that all read the same weights.
+    """Give nodes new weights and biases. Those that share weights want the same of them.
 
     Raises:
         Refused: If one of them cannot have them; then none is changed.
     """
     for fold in folds:
         _require_room_for_bias(fold)
-    first = folds[0]
-    if first.factor is not None:
-        first.linear.weight.values = first.linear.scaled(first.factor)
+    scaled: dict[int, tuple[gs.Tensor, Array]] = {}
+    for fold in folds:
+        weight = fold.linear.weight
+        if fold.factor is not None and id(weight) not in scaled:
+            scaled[id(weight)] = weight, fold.linear.scaled(fold.factor)
+    for weight, numbers in scaled.values():
+        weight.values = numbers
     for fold in folds:
         if fold.bias is not None:
             numbers = fold.bias.astype(fold.linear.weight.dtype)

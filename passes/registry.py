@@ -25,6 +25,7 @@ ORDER = (
     "inline-constant-if",
     "remove-identities",
     "fold-shapes",
+    "merge-reshapes",
     "merge-common-subexpressions",
     "fold-batchnorm-into-conv",
     "fold-batchnorm-into-gemm",
@@ -32,13 +33,17 @@ ORDER = (
     "fold-add-into-conv",
     "fold-mul-into-gemm",
     "fold-add-into-gemm",
-    "fold-mul-before-conv",
+    "fold-batchnorm-before-conv",
+    "fold-batchnorm-before-gemm",
     "fold-add-before-conv",
+    "fold-add-before-gemm",
+    "fold-mul-before-conv",
+    "fold-mul-before-gemm",
 )
 """Built-in passes in running order: what makes the graph smaller comes before what searches it.
 
-The two that fold what comes before a Conv end the list: fused activations are looked for before the
-Div or Mul that ends one is gone.
+Those that fold what comes before a Conv or Gemm end the list: fused activations and normalisations
+are looked for before the Div, Mul or Add that ends one is gone.
 """
 
 LEGALISING: tuple[str, ...] = ("turn-products-into-convs",)

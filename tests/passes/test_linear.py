@@ -15,11 +15,15 @@ from hypothesis import strategies as st
 from onnx import ModelProto, helper, numpy_helper
 
 from optc.passes.fold_add_before_conv import FoldAddBeforeConv
+from optc.passes.fold_add_before_gemm import FoldAddBeforeGemm
 from optc.passes.fold_add_into_conv import FoldAddIntoConv
 from optc.passes.fold_add_into_gemm import FoldAddIntoGemm
+from optc.passes.fold_batchnorm_before_conv import FoldBatchnormBeforeConv
+from optc.passes.fold_batchnorm_before_gemm import FoldBatchnormBeforeGemm
 from optc.passes.fold_batchnorm_into_conv import FoldBatchnormIntoConv
 from optc.passes.fold_batchnorm_into_gemm import FoldBatchnormIntoGemm
 from optc.passes.fold_mul_before_conv import FoldMulBeforeConv
+from optc.passes.fold_mul_before_gemm import FoldMulBeforeGemm
 from optc.passes.fold_mul_into_conv import FoldMulIntoConv
 from optc.passes.fold_mul_into_gemm import FoldMulIntoGemm
 from optc.passes.graph import export_model, import_model
@@ -33,8 +37,12 @@ ALL = (
     FoldAddIntoConv,
     FoldMulIntoGemm,
     FoldAddIntoGemm,
-    FoldMulBeforeConv,
+    FoldBatchnormBeforeConv,
+    FoldBatchnormBeforeGemm,
     FoldAddBeforeConv,
+    FoldMulBeforeConv,
+    FoldAddBeforeGemm,
+    FoldMulBeforeGemm,
 )
 
 # --- shared weights ------------------------------------------------------------------------------
@@ -256,7 +264,10 @@ class Chain:
 
 def extend(chain: Chain, draw: st.DrawFn, channels: int, *, may_spoil: bool) -> None:
     """Add one node that computes scale * x + shift per channel, or one that only looks like it."""
-    op = draw(st.sampled_from(["Mul", "Div", "Add", "Sub", "BatchNormalization"]))
+    op = draw(st.sampled_from(["Mul", "Div", "Add", "Sub", "Neg", "BatchNormalization"]))
+    if op == "Neg":
+        chain.add(op, chain.value)
+        return
     if op == "BatchNormalization" and chain.channel_axis == 1:
         names = [chain.scale(channels), chain.normal(channels), chain.normal(channels)]
         names.append(chain.constant(chain.rng.uniform(0.5, 2, channels)))
@@ -288,9 +299,9 @@ def chains(draw: st.DrawFn) -> tuple[ModelProto, bool]:
     chain = Chain(seed, dtype, channel_axis=2 if stacked else 1, spatial=spatial)
     spoils = draw(st.booleans())
 
-    for _ in range(draw(st.integers(0, 2)) if "Conv" in op else 0):
+    for _ in range(draw(st.integers(0, 2))):
         extend(chain, draw, reads, may_spoil=False)
-    first = len(chain.nodes)
+    first = len(chain.nodes) if "Conv" in op else 0
     has_bias = draw(st.booleans())
     if "Conv" in op:
         kernel = [draw(st.integers(1, 2)) for _ in range(spatial)]
