@@ -84,6 +84,11 @@ class Facts:
         self._beyond: float = math.inf  # the lowest version that the model was seen not to reach
 
     @property
+    def in_body(self) -> bool:
+        """Whether the graph at hand is the body of an If, Loop or Scan."""
+        return self._graph is not self._model
+
+    @property
     def opset(self) -> int:
         """Version of the default domain that the model imports."""
         return int(self._model.opset)
