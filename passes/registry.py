@@ -26,6 +26,8 @@ ORDER = (
     "remove-identities",
     "fold-shapes",
     "merge-reshapes",
+    "merge-concats",
+    "merge-slices",
     "merge-common-subexpressions",
     "fold-batchnorm-into-conv",
     "fold-batchnorm-into-gemm",
@@ -46,7 +48,10 @@ Those that fold what comes before a Conv or Gemm end the list: fused activations
 are looked for before the Div, Mul or Add that ends one is gone.
 """
 
-LEGALISING: tuple[str, ...] = ("turn-products-into-convs",)
+LEGALISING: tuple[str, ...] = (
+    "decompose-deform-conv",
+    "turn-products-into-convs",
+)
 """Built-in passes that rewrite what a target refuses into what it takes. They run on those nodes only,
 and what they make is kept where the target takes it."""
 
