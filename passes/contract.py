@@ -18,6 +18,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from operator import itemgetter
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import onnx_graphsurgeon as gs
@@ -52,6 +54,27 @@ class Report:
         return bool(self.merged or self.removed)
 
 
+class Part:
+    """The main graph or one body of a model, as it is when a pass sets out to run on it.
+
+    Attributes:
+        graph: The graph.
+        conditional: Whether it is in a branch of an If.
+    """
+
+    def __init__(self, graph: gs.Graph, *, conditional: bool) -> None:
+        self.graph = graph
+        self.conditional = conditional
+
+    @cached_property
+    def index(self) -> dict[tuple[str, str], list[tuple[int, gs.Node]]]:
+        """Domain and op -> such nodes, each with its position, in ascending order."""
+        found: dict[tuple[str, str], list[tuple[int, gs.Node]]] = {}
+        for place, node in enumerate(self.graph.nodes):
+            found.setdefault((node.domain or "", node.op), []).append((place, node))
+        return found
+
+
 class Facts:
     """What a pass may know beyond the graph it is given.
 
@@ -65,19 +88,18 @@ class Facts:
 
     def __init__(
         self,
-        graph: gs.Graph,
+        part: Part,
         model: gs.Graph,
         kept: frozenset[str],
         shapes: Callable[[], Shapes],
         fresh: Callable[[str], str],
         *,
-        conditional: bool = False,
         refused: frozenset[str] | None = None,
     ) -> None:
-        self.conditional = conditional
+        self.conditional = part.conditional
         self.kept = kept
         self.refused = refused
-        self._graph = graph
+        self._part = part
         self._model = model
         self._shapes = shapes
         self._fresh = fresh
@@ -86,7 +108,7 @@ class Facts:
     @property
     def in_body(self) -> bool:
         """Whether the graph at hand is the body of an If, Loop or Scan."""
-        return self._graph is not self._model
+        return self._part.graph is not self._model
 
     @property
     def opset(self) -> int:
@@ -110,12 +132,15 @@ class Facts:
         Those of ``domain``; for a pass that legalises only those that the target refuses.
         A pass looks for its pattern from these, so that what has not changed is not searched again.
         """
-        wanted = frozenset(ops)
+        index = self._part.index
+        found = [entry for op in ops for entry in index.get((domain, op), ())]
+        if len(ops) > 1:
+            found.sort(key=itemgetter(0))
         return [
             node
-            for node in self._graph.nodes
-            if node.op in wanted
-            and (node.domain or "") == domain
+            for _, node in found
+            if node.outputs  # what the pass took out since has none
+            and node.op in ops
             and (self.refused is None or node.name in self.refused)
         ]
 

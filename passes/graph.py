@@ -8,7 +8,7 @@ graph-surgeon's: the weights are never copied to be looked at, types that numpy 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -633,20 +633,46 @@ def sorted_nodes(graph: gs.Graph) -> list[gs.Node]:
     Raises:
         ModelError: If that cannot be, as the graph is cyclic.
     """
-    maker = {id(t): index for index, node in enumerate(graph.nodes) for t in node.outputs}
-    before = [{maker[id(t)] for t in reads(node) if id(t) in maker} - {-1} for node in graph.nodes]
-    if all(max(found, default=-1) < index for index, found in enumerate(before)):
-        return list(graph.nodes)
-    view = nx.DiGraph()
-    view.add_nodes_from(range(len(graph.nodes)))
-    view.add_edges_from((u, v) for v, found in enumerate(before) for u in found)
-    try:
-        order = list(nx.lexicographical_topological_sort(view))
-    except nx.NetworkXUnfeasible:
-        cycle = nx.find_cycle(view)
-        names = " -> ".join(f"`{graph.nodes[edge[0]].name}`" for edge in cycle[:6])
-        raise _fault("cyclic", f"its nodes form a cycle: {names}") from None
-    return [graph.nodes[index] for index in order]
+    nodes: list[gs.Node] = list(graph.nodes)
+    place = {id(node): index for index, node in enumerate(nodes)}
+    before = []
+    in_order = True
+    for index, node in enumerate(nodes):
+        read = reads(node) if node.attrs and bodies_of(node) else node.inputs
+        makers = [place[id(t.inputs[0])] for t in read if t.inputs and id(t.inputs[0]) in place]
+        before.append(makers)
+        in_order = in_order and (not makers or max(makers) < index)
+    return nodes if in_order else [nodes[index] for index in _topological(before, nodes)]
+
+
+def _topological(before: Sequence[Sequence[int]], nodes: Sequence[gs.Node]) -> list[int]:
+    """Return the nodes by number, each as soon as those are out that it needs: ``before``."""
+    order: list[int] = []
+    state = bytearray(len(before))  # 1: what it needs is being put out, 2: it is out
+    for first in range(len(before)):
+        pending = [first]
+        while pending:
+            index = pending[-1]
+            if state[index] == 2:
+                pending.pop()
+                continue
+            state[index] = 1
+            missing = [maker for maker in before[index] if state[maker] != 2]
+            if any(state[maker] == 1 for maker in missing):
+                raise _cycle(before, nodes)
+            if missing:
+                pending.extend(reversed(missing))
+            else:
+                state[index] = 2
+                order.append(index)
+                pending.pop()
+    return order
+
+
+def _cycle(before: Sequence[Sequence[int]], nodes: Sequence[gs.Node]) -> ModelError:
+    view = nx.DiGraph((maker, index) for index, makers in enumerate(before) for maker in makers)
+    names = " -> ".join(f"`{nodes[edge[0]].name}`" for edge in nx.find_cycle(view)[:6])
+    return _fault("cyclic", f"its nodes form a cycle: {names}")
 
 
 def dataflow(graph: gs.Graph) -> nx.DiGraph:
@@ -722,14 +748,6 @@ def remove_dead(graph: gs.Graph, kept: frozenset[str]) -> list[gs.Node]:
     if dead:
         graph.nodes = alive[::-1]
     return dead
-
-
-def kept_names(graph: gs.Graph, points: Iterable[str] = ()) -> frozenset[str]:
-    """Return the names of tensors that must stay: outputs of the graph and its bodies, points."""
-    names = set(points)
-    for part in (graph, *all_bodies(graph)):
-        names.update(t.name for t in part.outputs)
-    return frozenset(names)
 
 
 def finish(graph: gs.Graph) -> None:

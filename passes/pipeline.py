@@ -10,21 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import onnx_graphsurgeon as gs
 
-from optc.passes.contract import Facts, Origins, Pass, Report
-from optc.passes.graph import (
-    Names,
-    all_bodies,
-    all_nodes,
-    bodies_of,
-    kept_names,
-    reads,
-    remove_dead,
-    sorted_nodes,
-)
-from optc.passes.shape import Shapes, infer
+from optc.passes.contract import Facts, Origins, Part, Pass, Report
+from optc.passes.graph import Names, all_nodes, bodies_of, reads, remove_dead, sorted_nodes
+from optc.passes.shape import Inference, Shapes
 
 MAX_ROUNDS = 30
 """More rounds than any real model needed (at most 7); passes that undo each other end here."""
@@ -119,17 +111,33 @@ class _Run:
         self.graph = graph
         self.passes = passes
         self.points = points
-        self.ranges = ranges
         self.after = after
         self.refused = refused
         self.version = 0  # counts changes; what was computed from an older graph is stale
         self.records = {p.name: PassRecord(p.name) for p in passes}
-        self.origins = {node.name: (node.name,) for node in all_nodes(graph)}
-        self._shapes: tuple[int, Shapes] | None = None  # and the version they are of
+        self.origins: dict[str, tuple[str, ...]] = {n.name: (n.name,) for n in all_nodes(graph)}
+        self.nodes_before = len(self.origins)
+        self.inference = Inference(graph, ranges)
+        self.changed: set[str] = set()  # nodes that were rewritten since shapes were inferred
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Find out anew what graphs there are and what of them must stay."""
+        self.parts = list(_parts(self.graph))
+        self.kept = frozenset(
+            (*self.points, *(t.name for part in self.parts for t in part.graph.outputs))
+        )
+        self.known: Shapes | None = None
+
+    @cached_property
+    def names(self) -> Names:
+        return Names(self.graph)
+
+    def fresh_name(self, stem: str) -> str:
+        return self.names.fresh(stem)
 
     def to_fixpoint(self) -> PipelineReport:
         start = time.perf_counter()
-        before = sum(1 for _ in all_nodes(self.graph))
         idle_at: dict[str, int] = {}  # pass -> version at which it last changed nothing
         rounds = 0
         while rounds < MAX_ROUNDS:
@@ -142,11 +150,12 @@ class _Run:
                     idle_at[pass_.name] = self.version
             if self.version == at_start:
                 break
+        self.check(" or ".join(r.name for r in self.records.values() if r.rewritten))
         return PipelineReport(
             records=list(self.records.values()),
             origins={n.name: self.origins[n.name] for n in all_nodes(self.graph)},
             rounds=rounds,
-            nodes_before=before,
+            nodes_before=self.nodes_before,
             nodes_after=sum(1 for _ in all_nodes(self.graph)),
             seconds=time.perf_counter() - start,
         )
@@ -156,22 +165,13 @@ class _Run:
         record = self.records[pass_.name]
         record.skipped.clear()
         start = time.perf_counter()
-        kept = kept_names(self.graph, self.points)
-        names = Names(self.graph)
         changed = False
-        conditional = {id(part) for part in _branches(self.graph)}
-        for part in (*list(all_bodies(self.graph)), self.graph):
+        for part in self.parts:
             facts = Facts(
-                part,
-                self.graph,
-                kept,
-                self.shapes,
-                names.fresh,
-                conditional=id(part) in conditional,
-                refused=self.refused,
+                part, self.graph, self.kept, self.shapes, self.fresh_name, refused=self.refused
             )
             try:
-                report = pass_.run(part, facts)
+                report = pass_.run(part.graph, facts)
             except Exception as error:
                 error.add_note(f"in the pass `{pass_.name}` ({type(pass_).__module__})")
                 raise
@@ -187,42 +187,50 @@ class _Run:
 
     def shapes(self) -> Shapes:
         """Return shapes as of the present version, computed once a version."""
-        if self._shapes is None or self._shapes[0] != self.version:
-            shapes = infer(self.graph, opset=self.graph.opset, ranges=self.ranges)
-            self._shapes = (self.version, shapes)
-        return self._shapes[1]
+        if self.known is None:
+            self.known = self.inference.shapes(self.changed)
+            self.changed.clear()
+        return self.known
 
     def note(self, record: PassRecord, report: Report) -> None:
         record.rewritten += len(report.merged) + len(report.removed)
         record.merged.update(report.merged)
         record.removed.update(report.removed)
         record.skipped.update(report.skipped)
+        self.changed.update(report.merged)
         for name, parts in report.merged.items():
             found = [origin for part in parts for origin in self.origins.get(part, ())]
             self.origins[name] = tuple(dict.fromkeys(found))
 
     def settle(self, pass_: Pass) -> None:
-        """Bring the graph back to normal form after a change, and check what a pass may not break."""
-        kept = kept_names(self.graph, self.points)
-        for part in (self.graph, *list(all_bodies(self.graph))):
-            remove_dead(part, kept)
-            part.nodes = sorted_nodes(part)
+        """Bring the graph back to normal form after a change."""
+        self.look_again()
+        for part in reversed(self.parts):  # what an outer graph no longer needs, its bodies forget
+            remove_dead(part.graph, self.kept)
+            part.graph.nodes = sorted_nodes(part.graph)
         self.version += 1
-        check(self.graph, pass_.name)
+        self.look_again()
+        if not type(pass_).__module__.startswith("optc.passes."):  # ours are checked at the end
+            self.check(pass_.name)
+
+    def check(self, culprit: str) -> None:
+        """Check what a pass may not break.
+
+        Raises:
+            PassError: Naming ``culprit``.
+        """
+        check(self.graph, culprit)
         for node in all_nodes(self.graph):
             if node.name not in self.origins:
-                raise PassError(f"{pass_.name}: the new node `{node.name}` is not in its report")
+                raise PassError(f"{culprit}: the new node `{node.name}` is not in its report")
 
 
-def _branches(graph: gs.Graph) -> Iterator[gs.Graph]:
-    """Yield the branches of every If below ``graph``, and all bodies in them."""
+def _parts(graph: gs.Graph, *, conditional: bool = False) -> Iterator[Part]:
+    """Yield ``graph`` and all bodies below it, innermost first."""
     for node in graph.nodes:
         for body in bodies_of(node):
-            if node.op == "If":
-                yield body
-                yield from all_bodies(body)
-            else:
-                yield from _branches(body)
+            yield from _parts(body, conditional=conditional or node.op == "If")
+    yield Part(graph, conditional=conditional)
 
 
 def check(graph: gs.Graph, culprit: str) -> None:

@@ -13,7 +13,9 @@ The operators' rules are in ``shape_arithmetic``, ``shape_movement``, ``shape_op
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -195,6 +197,39 @@ def infer(
     return Shapes(walk.facts, walk.symbols)
 
 
+class Inference:
+    """Infers a graph each time it was edited, and computes anew only what the edits concern.
+
+    A symbol keeps the name it was given first, so the names may differ from those of `infer`.
+
+    Args:
+        graph: The main graph. Its inputs keep their shapes.
+        ranges: As for `infer`.
+    """
+
+    def __init__(self, graph: gs.Graph, ranges: Mapping[str, Interval] | None = None) -> None:
+        self._graph = graph
+        self._ranges = ranges or {}
+        self._walk: _Walk | None = None
+
+    def shapes(self, changed: Iterable[str]) -> Shapes:
+        """Return what follows now.
+
+        Args:
+            changed: Names of the nodes whose attributes may be others since the last call. What
+                else an edit can change, inputs, outputs and constants, is seen.
+        """
+        before = self._walk
+        walk = _Walk(self._graph, None, {}, self._ranges)
+        if before is not None and before.opset == walk.opset:
+            walk.remember(before, changed)
+        walk.graph(self._graph)
+        if before is None:
+            walk.name_after_outputs(self._graph)
+        self._walk = walk
+        return Shapes(walk.facts, walk.symbols)
+
+
 def annotate(graph: gs.Graph, shapes: Shapes) -> None:
     """Write what was inferred onto every variable but the graph's inputs.
 
@@ -238,6 +273,28 @@ def _axis_name(
     return names[dim]
 
 
+@dataclass(slots=True)
+class _Seen:
+    """A node without bodies as it was, and what followed for its outputs."""
+
+    op: str
+    inputs: list[Fact | None]
+    outputs: list[gs.Tensor]
+    facts: list[Fact]
+
+    def holds_for(
+        self, op: str, inputs: Sequence[Fact | None], outputs: Sequence[gs.Tensor]
+    ) -> bool:
+        """Whether the same follows still; attributes are for the caller to watch."""
+        return (
+            self.op == op
+            and len(self.inputs) == len(inputs)
+            and len(self.outputs) == len(outputs)
+            and all(map(is_, self.inputs, inputs))
+            and all(map(is_, self.outputs, outputs))
+        )
+
+
 class _Walk:
     """One inference: the facts found so far, by tensor name."""
 
@@ -254,6 +311,9 @@ class _Walk:
             self.versions.setdefault(entry.domain, entry.version)
         self.declared = declared
         self.facts: dict[str, Fact] = {}
+        self.before: dict[str, _Seen] = {}  # by name of a node, from an earlier walk
+        self.seen: dict[str, _Seen] = {}
+        self.constants: dict[str, Fact] = {}
         found: dict[str, Interval] = {}
         shapes: dict[str, tuple[Dim, ...] | None] = {}
         for tensor in graph.inputs:
@@ -266,6 +326,14 @@ class _Walk:
             fact = self.declared_fact(tensor)
             fact.dims = fact.dims if fact.is_sequence else shapes[tensor.name]
             self.facts[tensor.name] = fact
+
+    def remember(self, before: _Walk, changed: Iterable[str]) -> None:
+        """Take over what an earlier walk of the same model found, but for the nodes ``changed``."""
+        self.symbols = before.symbols
+        self.before = before.seen
+        for name in changed:
+            self.before.pop(name, None)
+        self.constants = before.constants
 
     # Walking
 
@@ -294,19 +362,36 @@ class _Walk:
         fact = self.facts.get(name)
         if fact is None:
             if isinstance(tensor, gs.Constant):
-                fact = fact_of_constant(tensor)
+                fact = self.constant(tensor)
             else:
                 fact = self.declared_fact(tensor)
             self.facts[name] = fact
         return fact
 
+    def constant(self, tensor: gs.Constant) -> Fact:
+        values = tensor._values
+        fact = self.constants.get(tensor.name)
+        if fact is None or fact.source is not values:
+            fact = self.constants[tensor.name] = fact_of_constant(tensor)
+            fact.source = values
+        return fact
+
     def node(self, node: gs.Node) -> None:
-        call = Call(node, [self.fact(t) for t in node.inputs], self.symbols, self.opset)
-        facts = self.outputs(call)
-        for index, tensor in enumerate(node.outputs):
+        inputs = [self.fact(t) for t in node.inputs]
+        outputs = list(node.outputs)
+        seen = self.before.get(node.name)
+        if seen is None or not seen.holds_for(node.op, inputs, outputs):
+            facts = self.outputs(Call(node, inputs, self.symbols, self.opset))
+            found = [
+                self.completed(facts[index] if index < len(facts) else Fact(), tensor)
+                for index, tensor in enumerate(outputs)
+            ]
+            seen = _Seen(node.op, inputs, outputs, found)
+        if not bodies_of(node):  # what a body reads is no input of the node
+            self.seen[node.name] = seen
+        for tensor, fact in zip(outputs, seen.facts, strict=True):
             if tensor.name:
-                fact = facts[index] if index < len(facts) else Fact()
-                self.facts[tensor.name] = self.completed(fact, tensor)
+                self.facts[tensor.name] = fact
 
     def outputs(self, call: Call) -> Sequence[Fact]:
         node = call.node

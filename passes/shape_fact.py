@@ -98,6 +98,7 @@ class Fact:
         known: Elements, see above; None where none is known. Read `value` instead.
         constant: The constant this is a fact of; its elements are read when asked for.
         is_sequence: The tensor is a sequence of tensors, and this is what they have in common.
+        source: What holds the elements of a constant; another one may hold others.
     """
 
     dtype: DType | None = None
@@ -105,6 +106,7 @@ class Fact:
     known: Array | None = None
     constant: gs.Constant | None = None
     is_sequence: bool = False
+    source: object = None
 
     @property
     def value(self) -> Array | None:
