@@ -24,6 +24,7 @@ ORDER = (
     "fold-constants",
     "inline-constant-if",
     "remove-identities",
+    "remove-casts-of-whole-numbers",
     "fold-shapes",
     "merge-reshapes",
     "merge-concats",
@@ -51,6 +52,7 @@ are looked for before the Div, Mul or Add that ends one is gone.
 LEGALISING: tuple[str, ...] = (
     "decompose-deform-conv",
     "turn-products-into-convs",
+    "expand-dynamic-quantisation",
 )
 """Built-in passes that rewrite what a target refuses into what it takes. They run on those nodes only,
 and what they make is kept where the target takes it."""

@@ -12,12 +12,17 @@ from onnx import helper
 
 from optc.passes.contract import Facts, Report
 from optc.passes.graph import Array, detach, redirect
+from optc.passes.match import argument
 
 Operand: TypeAlias = gs.Tensor | Array | np.generic | None
 """An input of a new node: a tensor, the value of a new constant, or None where it is left out."""
 
 AXES_AS_INPUT = {"Squeeze": 13, "Unsqueeze": 13, "ReduceSum": 13}
 """Op -> the opset in which its axes became an input; for the other reductions it is 18."""
+
+
+class Declined(Exception):
+    """Why a node that is of the right kind is not replaced."""
 
 
 @dataclass(slots=True)
@@ -31,6 +36,24 @@ class Replacement:
     facts: Facts
     node: gs.Node
     _new: list[gs.Node] = field(default_factory=list)
+
+    def discard(self) -> None:
+        """Take back what was written, so that nothing is known to read what it read."""
+        for node in self._new:
+            detach(node)
+
+    def require_opset(self, version: int) -> None:
+        """Make sure that the model imports at least ``version``; ask when all else is well.
+
+        Raises:
+            Declined: If it cannot be raised to it.
+        """
+        if not self.facts.reach_opset(version):
+            raise Declined(f"the model cannot be raised to opset {version}")
+
+    def input(self, index: int) -> gs.Tensor | None:
+        """Return an input of the node, None where it is omitted."""
+        return argument(self.node, index)
 
     def constant(self, value: Array | np.generic) -> gs.Constant:
         """Return a new constant."""

@@ -38,14 +38,10 @@ import onnx_graphsurgeon as gs
 from optc.passes.contract import Facts, Pass, Report
 from optc.passes.graph import Array
 from optc.passes.match import argument
-from optc.passes.replacement import Replacement
+from optc.passes.replacement import Declined, Replacement
 
 FLOATS = ("float16", "float32")
 """Types a Conv of TensorRT computes in, and numpy too."""
-
-
-class _Refused(Exception):
-    """Why a product stays as it is."""
 
 
 class TurnProductsIntoConvs(Pass):
@@ -58,12 +54,15 @@ class TurnProductsIntoConvs(Pass):
     def run(self, graph: gs.Graph, facts: Facts) -> Report:
         """Rewrite the refused products in ``graph``."""
         report = Report()
-        for node in facts.nodes("Gemm", "MatMul"):
+        nodes = facts.nodes("Gemm", "MatMul")
+        _ = nodes and facts.shapes  # inferred before anything changes
+        for node in nodes:
             new = Replacement(graph, facts, node)
             try:
                 result = _gemm(node, facts, new) if node.op == "Gemm" else _matmul(node, facts, new)
-            except _Refused as refused:
-                report.skipped[node.name] = str(refused)
+            except Declined as reason:
+                new.discard()
+                report.skipped[node.name] = str(reason)
                 continue
             new.finish(report, result)
         return report
@@ -85,8 +84,8 @@ def _weights(node: gs.Node, side: int) -> Array:
     if matrix is not None:
         return matrix
     if not any(isinstance(tensor, gs.Constant) for tensor in node.inputs[:2]):
-        raise _Refused("both operands are computed at run time")
-    raise _Refused("the constant operand is not one matrix of floats")
+        raise Declined("both operands are computed at run time")
+    raise Declined("the constant operand is not one matrix of floats")
 
 
 def _matmul(node: gs.Node, facts: Facts, new: Replacement) -> gs.Tensor:
@@ -95,9 +94,9 @@ def _matmul(node: gs.Node, facts: Facts, new: Replacement) -> gs.Tensor:
     weights = _weights(node, 0 if on_left else 1)
     dims = facts.shapes.dims(x.name)
     if dims is None or len(dims) < 2:
-        raise _Refused("the activations have one axis, or nobody knows how many")
+        raise Declined("the activations have one axis, or nobody knows how many")
     if len(node.inputs[0 if on_left else 1].shape) > len(dims):  # they would add an axis of 1
-        raise _Refused("the weights have more axes than the activations")
+        raise Declined("the weights have more axes than the activations")
     return _left(x, weights, len(dims), new) if on_left else _right(x, weights, dims, new)
 
 
@@ -113,7 +112,7 @@ def _left(x: gs.Tensor, weights: Array, rank: int, new: Replacement) -> gs.Tenso
             swapped = new.add("Transpose", x, perm=[0, 2, 1, 3])
             product = new.add("Conv", swapped, weights[:, :, None, None])
             return new.add("Transpose", product, perm=[0, 2, 1, 3])
-    raise _Refused("the activations have more than four axes")
+    raise Declined("the activations have more than four axes")
 
 
 def _right(x: gs.Tensor, weights: Array, dims: tuple[object, ...], new: Replacement) -> gs.Tensor:
@@ -131,7 +130,7 @@ def _right(x: gs.Tensor, weights: Array, dims: tuple[object, ...], new: Replacem
             return _images(x, kernel, new)
     middle = [extent for extent in dims[2:-1] if isinstance(extent, int)]
     if len(middle) != len(dims) - 3:
-        raise _Refused("the activations have more than four axes, which are not static")
+        raise Declined("the activations have more than four axes, which are not static")
     flat = new.add("Reshape", x, np.array([0, 0, np.prod(middle), inner], np.int64))
     return new.add(
         "Reshape", _images(flat, kernel, new), np.array([0, 0, *middle, outer], np.int64)
