@@ -227,7 +227,7 @@ def _bias_at(node: gs.Node) -> int:
     return 3 if node.op == "DeformConv" else 2  # X, W, offset, B, mask
 
 
-def _linear_reading(node: gs.Node, facts: Facts) -> Linear:
+def linear_reading(node: gs.Node, facts: Facts) -> Linear:
     """Return ``node`` as a linear one, with the Add of a constant right behind it if a MatMul."""
     readers = node.outputs[0].outputs
     if node.op == "MatMul" and len(readers) == 1 and not facts.is_kept(node.outputs[0]):
@@ -291,12 +291,12 @@ def fold_back(
             continue
         made = leader.outputs[0]
         readers = list({id(node): node for node in made.outputs}.values())
-        if not any(_reads_linearly(node, made, into) for node in readers):
+        if not any(reads_linearly(node, made, into) for node in readers):
             continue
         own = own or {id(node) for node in graph.nodes}
         try:
             if facts.is_kept(made) or not all(
-                _reads_linearly(node, made, into) and id(node) in own for node in readers
+                reads_linearly(node, made, into) and id(node) in own for node in readers
             ):
                 raise Refused(f"the {leader.op} output has another reader")
             folds = [_before(node, leader, x, facts) for node in readers]
@@ -313,7 +313,7 @@ def fold_back(
     return report
 
 
-def _reads_linearly(node: gs.Node, tensor: gs.Tensor, into: Collection[str]) -> bool:
+def reads_linearly(node: gs.Node, tensor: gs.Tensor, into: Collection[str]) -> bool:
     """Whether ``node`` is one of ``into`` and multiplies ``tensor``, once, by its weights."""
     if node.op == "MatMul" and not _is_weighted_product(node):
         return False
@@ -323,6 +323,35 @@ def _reads_linearly(node: gs.Node, tensor: gs.Tensor, into: Collection[str]) -> 
         and node.inputs[0] is tensor
         and sum(read is tensor for read in node.inputs) == 1
     )
+
+
+def scale_outputs(linear: Linear, numbers: Doubles, gone: gs.Node, facts: Facts) -> None:
+    """Multiply what ``linear`` makes by a number per output channel, in place of ``gone``.
+
+    Raises:
+        Refused: If its weights and bias cannot take it.
+    """
+    linear.require_constants()
+    if linear.adder is not None and facts.is_shared(linear.node.outputs[0]):
+        raise Refused(f"the {linear.node.op} output has another reader")
+    channels = linear.channels(facts)
+    bias = None if linear.bias is None else linear.bias_numbers(channels) * numbers
+    fold = _Fold(linear, gone, channels, numbers.reshape(linear.groups, -1, 1, 1), bias)
+    _require_alike([fold], facts)
+    _apply([fold], facts)
+
+
+def scale_input(linear: Linear, number: float, gone: gs.Node, facts: Facts) -> None:
+    """Multiply what ``linear`` reads by a number, in place of ``gone``.
+
+    Raises:
+        Refused: If its weights cannot take it.
+    """
+    linear.require_constants()
+    factor = np.full((1, 1, 1, 1), number)
+    fold = _Fold(linear, gone, linear.channels(facts), factor, None)
+    _require_alike([fold], facts)
+    _apply([fold], facts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -365,7 +394,7 @@ def _after(linear: Linear, follower: gs.Node, facts: Facts) -> _Fold:
 
 def _before(node: gs.Node, leader: gs.Node, x: gs.Tensor, facts: Facts) -> _Fold:
     """Return how ``leader``, which reads ``x``, would go into the linear node behind it."""
-    linear = _linear_reading(node, facts)
+    linear = linear_reading(node, facts)
     linear.require_constants()
     inputs, outputs = linear.input_channels(facts), linear.channels(facts)
     dims = facts.shapes.dims(x.name)

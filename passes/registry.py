@@ -42,6 +42,7 @@ ORDER = (
     "fold-add-before-gemm",
     "fold-mul-before-conv",
     "fold-mul-before-gemm",
+    "move-scale-into-weights",
 )
 """Built-in passes in running order: what makes the graph smaller comes before what searches it.
 
@@ -50,6 +51,7 @@ are looked for before the Div, Mul or Add that ends one is gone.
 """
 
 LEGALISING: tuple[str, ...] = (
+    "decompose-roi-align",
     "decompose-deform-conv",
     "turn-products-into-convs",
     "expand-dynamic-quantisation",
