@@ -9,6 +9,7 @@ graph-surgeon's: the weights are never copied to be looked at, types that numpy 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +40,17 @@ MAX_BODY_DEPTH = 64
 
 MIN_IR_VERSION = 8
 """Older models are raised to this: before 4, initialisers had to be inputs as well."""
+
+
+class Node(gs.Node):  # type: ignore[misc]
+    """A node that equals itself alone.
+
+    graph-surgeon compares nodes part by part, also each time an edge is cut: where many nodes read
+    one tensor, that is most of the time.
+    """
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
 
 class StoredValues(LazyValues):  # type: ignore[misc]
@@ -81,6 +93,7 @@ def external_entry(tensor: TensorProto) -> tuple[str, int, int | None]:
     return entries["location"], int(entries.get("offset") or 0), int(length) if length else None
 
 
+@cache
 def _bits(dtype: np.dtype[Any]) -> int:
     return {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}.get(
         dtype.name, dtype.itemsize * 8
@@ -230,7 +243,7 @@ class _Importer:
         for name in proto.input:
             if name and name not in scope:
                 raise _fault("missing-tensor", f"nothing makes the tensor `{name}`", proto)
-        return gs.Node(
+        return Node(
             op=proto.op_type,
             name=self.node_name(proto, index),
             domain="" if proto.domain in DEFAULT_DOMAINS else proto.domain,
@@ -761,7 +774,7 @@ def finish(graph: gs.Graph) -> None:
             continue
         output = gs.Variable(tensor.name, tensor.dtype, list(tensor.shape))
         tensor.name = names.fresh(f"{output.name}_value")
-        node = gs.Node("Identity", names.fresh(f"{output.name}_out"), domain="")
+        node = Node("Identity", names.fresh(f"{output.name}_out"), domain="")
         node.inputs.append(tensor)
         node.outputs.append(output)
         graph.nodes.append(node)

@@ -205,11 +205,13 @@ class _Run:
     def settle(self, pass_: Pass) -> None:
         """Bring the graph back to normal form after a change."""
         self.look_again()
+        dead = []
         for part in reversed(self.parts):  # what an outer graph no longer needs, its bodies forget
-            remove_dead(part.graph, self.kept)
+            dead += remove_dead(part.graph, self.kept)
             part.graph.nodes = sorted_nodes(part.graph)
+        if any(map(bodies_of, dead)):
+            self.look_again()
         self.version += 1
-        self.look_again()
         if not type(pass_).__module__.startswith("optc.passes."):  # ours are checked at the end
             self.check(pass_.name)
 

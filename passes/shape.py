@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from operator import is_
 from typing import Any
 
@@ -273,6 +274,9 @@ def _axis_name(
     return names[dim]
 
 
+_NOTHING = Fact()
+
+
 @dataclass(slots=True)
 class _Seen:
     """A node without bodies as it was, and what followed for its outputs."""
@@ -330,9 +334,11 @@ class _Walk:
     def remember(self, before: _Walk, changed: Iterable[str]) -> None:
         """Take over what an earlier walk of the same model found, but for the nodes ``changed``."""
         self.symbols = before.symbols
+        self.facts = {name: before.facts[name] for name in self.facts}  # those of the inputs
         self.before = before.seen
         for name in changed:
-            self.before.pop(name, None)
+            if name in self.before:
+                self.before[name].op = ""  # no longer holds for any
         self.constants = before.constants
 
     # Walking
@@ -372,8 +378,10 @@ class _Walk:
         values = tensor._values
         fact = self.constants.get(tensor.name)
         if fact is None or fact.source is not values:
-            fact = self.constants[tensor.name] = fact_of_constant(tensor)
+            new = fact_of_constant(tensor)
+            fact = new if fact is None or not fact.says_the_same(new) else fact
             fact.source = values
+            self.constants[tensor.name] = fact
         return fact
 
     def node(self, node: gs.Node) -> None:
@@ -386,6 +394,11 @@ class _Walk:
                 self.completed(facts[index] if index < len(facts) else Fact(), tensor)
                 for index, tensor in enumerate(outputs)
             ]
+            if seen is not None:  # what says the same stays, so that its readers need not be asked
+                found = [
+                    old if old.says_the_same(new) else new
+                    for old, new in zip_longest(seen.facts, found, fillvalue=_NOTHING)
+                ][: len(found)]
             seen = _Seen(node.op, inputs, outputs, found)
         if not bodies_of(node):  # what a body reads is no input of the node
             self.seen[node.name] = seen
