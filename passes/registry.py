@@ -39,6 +39,8 @@ ORDER = (
     "fuse-instance-normalization",
     "fuse-layer-normalization",
     "fuse-rms-normalization",
+    "fuse-matmul-add-into-gemm",
+    "fuse-transpose-into-gemm",
     "fold-batchnorm-before-conv",
     "fold-batchnorm-before-gemm",
     "fold-add-before-conv",
