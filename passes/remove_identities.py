@@ -24,7 +24,7 @@ Why it holds, bit by bit:
 - a Cast back from a type that holds every value of the first.
 
 Two that do not cancel become one where that is exact: Transpose of Transpose, a Cast of a lossless
-Cast, a Reshape of a Reshape.
+Cast.
 
 Keeps: the names of outputs. A producer takes over the name of the output where its own is free; where
 it is not (an input that is an output, one value with two names) the node stays, or an Identity does.
@@ -436,10 +436,6 @@ def _shortened(node: gs.Node, facts: Facts) -> gs.Node | None:
             narrow, wide = _dtype(before.inputs[0], facts), _dtype(node.inputs[0], facts)
             if not _is_lossless(narrow, wide) or not _is_castable(narrow, _cast_goal(node, facts)):
                 return None
-        case (("Flatten" | "Reshape" | "Squeeze" | "Unsqueeze"), "Reshape"):
-            shape = _value(node, 1, facts)
-            if shape is None or (0 in shape and not node.attrs.get("allowzero")):
-                return None  # a zero stands for the extent that the node before made
         case _:
             return None
     node.inputs[0] = before.inputs[0]

@@ -283,24 +283,6 @@ def test_a_cast_to_text_keeps_the_type_it_is_made_from() -> None:
     assert not report.rewritten
 
 
-def test_reshapes_become_one_unless_a_zero_reads_the_first() -> None:
-    before, after, _ = rewrite(
-        HEAD
-        + """
-        g (float[2,3,4] x) => (float[4,6] y, float[6,2,2] z)
-        <int64[2] s = {4, 6}, int64[2] flat = {6, 4}, int64[3] zeros = {0, 2, 2}>
-        {
-            a = Flatten <axis = 2> (x)
-            y = Reshape (a, s)
-            b = Reshape (x, flat)
-            z = Reshape (b, zeros)
-        }""",
-        RemoveIdentities(),
-    )
-    assert [node.op_type for node in after.graph.node] == ["Reshape", "Reshape", "Reshape"]
-    assert_same_numbers(before, after, rtol=0)
-
-
 def test_bits_are_kept_even_of_zeros_and_nan() -> None:
     source = source_of("a = Add (x, minus) b = Sub (a, zero) c = Mul (b, one) n = Pow (c, one)")
     before, after, _ = rewrite(source.replace("y = Abs (n)", "y = Neg (n)"), RemoveIdentities())
