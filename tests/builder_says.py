@@ -42,6 +42,18 @@ class Builder:
         return "" if result.failure is None else f"{result.failure.reason}: {result.failure.text}"
 
 
+def profile_of(model: ModelProto, sizes: tuple[int, int, int] = (1, 3, 8)) -> Profile:
+    """Return the profile in which each dynamic axis of the inputs of ``model`` has ``sizes``."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    profile = {}
+    for info in model.graph.input:
+        dims = info.type.tensor_type.shape.dim
+        if info.name not in constants and not all(dim.HasField("dim_value") for dim in dims):
+            low, opt, high = (tuple(dim.dim_value or size for dim in dims) for size in sizes)
+            profile[info.name] = (low, opt, high)
+    return profile
+
+
 @contextmanager
 def builder() -> Iterator[Builder]:
     """Yield a builder; its children end with the block."""

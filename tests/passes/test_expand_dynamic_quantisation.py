@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from builder_says import Builder
+from builder_says import Builder, profile_of
 from graphs import rewrite, run, seeded_inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -80,9 +80,9 @@ def test_a_linear_layer_runs_in_floats_alone(zero_point: int, tensorrt: Builder)
     assert "Cast" not in {node.op_type for node in after.graph.node}
     assert_equal(before, after, seeded_inputs(before, dynamic=3))
 
-    profile = {"x": ((1, 5, 16), (2, 5, 16), (8, 5, 16))}
-    assert "checkDynamicQuantizeLinear" in tensorrt.refusal(before, profiles=(profile,))
-    assert tensorrt.refusal(after, profiles=(profile,)) == ""
+    profiles = (profile_of(before),)
+    assert "checkDynamicQuantizeLinear" in tensorrt.refusal(before, profiles=profiles)
+    assert tensorrt.refusal(after, profiles=profiles) == ""
 
 
 def optimised(model: ModelProto, *passes: Pass) -> ModelProto:
@@ -138,15 +138,9 @@ def test_products_of_integers_are_the_same(name: str, tensorrt: Builder) -> None
     }
     assert_equal(before, after, inputs)
 
-    profile = {
-        key: tuple((size, *value.shape[1:]) for size in (1, 3, 8))
-        for key, value in inputs.items()
-        if value.ndim and value.shape[0] == 3
-    }
-    if name == "zero points":
-        profile = {"x": ((2, 1, 4), (2, 3, 4), (2, 8, 4))}
-    assert "false" in tensorrt.refusal(before, profiles=(profile,))
-    assert tensorrt.refusal(after, profiles=(profile,)) == ""
+    profiles = (profile_of(before),)
+    assert "false" in tensorrt.refusal(before, profiles=profiles)
+    assert tensorrt.refusal(after, profiles=profiles) == ""
 
 
 def wide(inner: int) -> ModelProto:
@@ -241,6 +235,6 @@ def test_the_operators_of_onnxruntime_round_alike(op: str, tensorrt: Builder) ->
     expected, found = run(before, inputs)["y"], run(after, inputs)["y"]
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
     after = optimised(after, RemoveCastsOfWholeNumbers(), RemoveIdentities())
-    profile = {"x": ((1, 4), (2, 4), (8, 4))}
-    assert "Plugin not found" in tensorrt.refusal(before, profiles=(profile,))
-    assert tensorrt.refusal(after, profiles=(profile,)) == ""
+    profiles = (profile_of(after),)
+    assert "Plugin not found" in tensorrt.refusal(before, profiles=profiles)
+    assert tensorrt.refusal(after, profiles=profiles) == ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from builder_says import Builder
+from builder_says import Builder, profile_of
 from graphs import assert_same_numbers, rewrite, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,17 +64,11 @@ def test_the_builder_takes_for_7_5_what_it_refused(name: str, tensorrt: Builder)
     assert not {"Gemm", "MatMul"} & {node.op_type for node in after.graph.node}
     assert_same_numbers(before, after, rtol=1e-5, atol=1e-5, dynamic=3)
 
-    profile = {
-        info.name: tuple(
-            tuple(d.dim_value or size for d in info.type.tensor_type.shape.dim)
-            for size in (1, 3, 8)
-        )
-        for info in before.graph.input
-    }
-    ask = {"compute_capability": "7.5", "profiles": (profile,)}
-    assert "FP32 GEMM is not supported" in tensorrt.refusal(before, **ask)
-    assert tensorrt.refusal(after, **ask) == ""
-    assert tensorrt.refusal(before, profiles=(profile,)) == ""
+    profiles = (profile_of(before),)
+    refusal = tensorrt.refusal(before, compute_capability="7.5", profiles=profiles)
+    assert "FP32 GEMM is not supported" in refusal
+    assert tensorrt.refusal(after, compute_capability="7.5", profiles=profiles) == ""
+    assert tensorrt.refusal(before, compute_capability="8.6", profiles=profiles) == ""
 
 
 def test_before_opset_13_axes_are_attributes() -> None:
