@@ -121,9 +121,10 @@ class Facts:
         An older model is raised to it, all its nodes rewritten, where each of them can follow
         exactly. Ask only when everything else speaks for the rewrite that needs it.
         """
-        if self.opset < version < self._beyond:
-            if not raise_opset(self._model, version, self._shapes, self._fresh):
-                self._beyond = version  # not asked of all nodes again for every pattern
+        if self.opset < version < self._beyond and not raise_opset(
+            self._model, version, self._shapes, self._fresh
+        ):
+            self._beyond = version  # not asked of all nodes again for every pattern
         return self.opset >= version
 
     def nodes(self, *ops: str, domain: str = "") -> list[gs.Node]:
