@@ -170,7 +170,7 @@ class Linear:
             # numpy computes this in float64 buffer by buffer: no double copy of large weights
             np.multiply(rows, factor, out=result, dtype=np.float64, casting="unsafe")
         largest = np.maximum(result.max((2, 3)), -result.min((2, 3))).astype(np.float64)
-        is_small = largest < _limits(weight.dtype)[0]
+        is_small = largest < limits(weight.dtype)[0]
         fits = bool(np.isfinite(largest).all())
         if fits and is_small.any():
             exact = np.abs(np.multiply(rows, factor, dtype=np.float64, casting="unsafe"))
@@ -501,7 +501,7 @@ def _require_room_for_bias(fold: _Fold) -> None:
     linear, dtype = fold.linear, np.dtype(fold.linear.weight.dtype)
     if fold.bias is None:
         return
-    if not (np.abs(fold.bias) <= _limits(dtype)[1]).all():
+    if not (np.abs(fold.bias) <= limits(dtype)[1]).all():
         raise Refused(f"the folded bias does not fit {dtype.name}")
     is_matrix = fold.channels.rank == 2 and len(linear.weight.shape) == 2
     if linear.last.op == "MatMul" and not is_matrix:
@@ -530,7 +530,7 @@ def _give_bias(linear: Linear, numbers: Array, channels: Channels, facts: Facts)
     node.inputs = inputs
 
 
-def _limits(dtype: np.dtype[Any]) -> tuple[float, float]:
+def limits(dtype: np.dtype[Any]) -> tuple[float, float]:
     """Return the smallest number that has all its digits, and the largest one."""
     limits = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
     return float(limits.smallest_normal), float(limits.max)

@@ -41,6 +41,7 @@ ORDER = (
     "fuse-rms-normalization",
     "fuse-matmul-add-into-gemm",
     "fuse-transpose-into-gemm",
+    "fold-affine-into-batchnorm",
     "fold-batchnorm-before-conv",
     "fold-batchnorm-before-gemm",
     "fold-add-before-conv",
