@@ -61,6 +61,7 @@ LEGALISING: tuple[str, ...] = (
     "decompose-deform-conv",
     "turn-products-into-convs",
     "expand-dynamic-quantisation",
+    "make-zero-points-zero",
 )
 """Built-in passes that rewrite what a target refuses into what it takes. They run on those nodes only,
 and what they make is kept where the target takes it."""

@@ -12,7 +12,7 @@ from onnx import helper
 
 from optc.passes.contract import Facts, Report
 from optc.passes.graph import Array, all_nodes, bodies_of, detach, redirect
-from optc.passes.match import argument
+from optc.passes.match import argument, names_of
 
 Operand: TypeAlias = gs.Tensor | Array | np.generic | None
 """An input of a new node: a tensor, the value of a new constant, or None where it is left out."""
@@ -30,11 +30,15 @@ class Replacement:
     """Nodes that are being written in place of ``node``.
 
     New nodes and constants are called after it; its outputs keep their names.
+
+    Attributes:
+        others: Nodes before it that the new ones stand for as well.
     """
 
     graph: gs.Graph
     facts: Facts
     node: gs.Node
+    others: tuple[gs.Node, ...] = ()
     _new: list[gs.Node] = field(default_factory=list)
 
     def discard(self) -> None:
@@ -132,4 +136,4 @@ class Replacement:
         self.graph.nodes.extend(self._new)
         inner = (each for node in self._new for body in bodies_of(node) for each in all_nodes(body))
         for node in (*self._new, *inner):
-            report.merged[node.name] = (self.node.name,)
+            report.merged[node.name] = names_of(*self.others, self.node)

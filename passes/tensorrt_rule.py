@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
 from optc.passes.graph import all_nodes, bodies_of, producer, reads
 
@@ -38,7 +39,8 @@ SHAPE_OPERANDS: dict[str, tuple[int, ...]] = {
 def why_not_its_types(node: gs.Node) -> str | None:
     """Return why ``node`` cannot run in TensorRT for the types it handles, or None.
 
-    A float64 is refused because TensorRT takes it and computes in float32 without a word.
+    A float64 is refused because TensorRT takes it and computes in float32 without a word. So is a
+    QuantizeLinear to uint8 with a zero point of 0, which it takes for one to int8.
     """
     inner = (n for body in bodies_of(node) for n in all_nodes(body))
     for each in (node, *inner):
@@ -54,7 +56,17 @@ def why_not_its_types(node: gs.Node) -> str | None:
                 return f"`{tensor.name}` is complex, which TensorRT has not"
             if dtype == np.float64:
                 return f"`{tensor.name}` is float64, which TensorRT would compute in float32"
+        if each.op == "QuantizeLinear" and _quantises_to_uint8(each):
+            return "it quantises to uint8, which TensorRT would do to int8"
     return None
+
+
+def _quantises_to_uint8(node: gs.Node) -> bool:
+    """Whether a QuantizeLinear makes uint8, as it does where nothing says otherwise."""
+    if len(node.inputs) > 2 and node.inputs[2].name:
+        zero_point = node.inputs[2].dtype
+        return zero_point is not None and np.dtype(zero_point) == np.uint8
+    return node.attrs.get("output_dtype", 0) in (0, TensorProto.UINT8)
 
 
 def shape_operands(node: gs.Node) -> list[gs.Tensor]:
