@@ -12,7 +12,8 @@ r"""Fold a Neg, or a constant Mul or Div per channel, into the convolutions behi
 
 Why it holds: W (*) (s * x) + b = (W * s) (*) x + b, where s is one number for each input channel;
 the zeros of a padding stay zero. It is the same for ConvTranspose, for DeformConv, for x / s with
-1/s, and for -x with -1. Where several convolutions read the product, it goes into all of them.
+1/s, and for -x with -1. Where several convolutions read the product, it goes into all of them. An Add
+or Sub of t in between stays, with t / s: s * x + t = s * (x + t / s).
 Equal up to rounding: the new weights are computed in float64 and rounded once.
 
 Needs: W and s constant; s one number, or one per input channel; x known to have all the channels

@@ -12,8 +12,9 @@ r"""Fold a Neg, or a constant Mul or Div per column, into the Gemms and MatMuls 
 
 Why it holds: (x * s) W + b = x (W * s) + b, where s is one number for each column of x, thus for
 each row of W. It is the same for x / s with 1/s, for -x with -1, and for a MatMul of any number of
-axes by one matrix. Where several read the product, it goes into all of them. Equal up to rounding:
-the new weights are computed in float64 and rounded once.
+axes by one matrix. Where several read the product, it goes into all of them. An Add or Sub of t in
+between stays, with t / s: s * x + t = s * (x + t / s). Equal up to rounding: the new weights and t / s
+are computed in float64 and rounded once.
 
 Needs: W and s constant; s one number, or one per column; x known to have all the columns that the
 Gemm reads, so that the Mul does not repeat one of them.

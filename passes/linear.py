@@ -41,6 +41,9 @@ CONVOLUTIONS = ("Conv", "ConvTranspose", "DeformConv")
 PRODUCTS = ("Gemm", "MatMul")
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
+ROOM = 1 / 64
+"""What part of the range of a type a new addend may take: the sum needs room as well."""
+
 NOTHING = 1e-30
 """A channel whose largest weight is below this may vanish: training leaves such dead channels."""
 
@@ -281,7 +284,8 @@ def fold_back(
 ) -> Report:
     """Fold every node of ``leaders`` into the nodes of ``into`` that read its result: all or none.
 
-    They keep their names and outputs, and read what the other read.
+    They keep their names and outputs, and read what the other read. A leader that only scales may have
+    an Add or Sub of a constant behind it that cannot be folded: s * x + t is s * (x + t / s).
     """
     report = Report()
     own: set[int] | None = None
@@ -289,7 +293,8 @@ def fold_back(
         x = argument(leader)
         if x is None:
             continue
-        made = leader.outputs[0]
+        adder = _adder_behind(leader, into)
+        made = (adder or leader).outputs[0]
         readers = list({id(node): node for node in made.outputs}.values())
         if not any(reads_linearly(node, made, into) for node in readers):
             continue
@@ -298,19 +303,61 @@ def fold_back(
             if facts.is_kept(made) or not all(
                 reads_linearly(node, made, into) and id(node) in own for node in readers
             ):
-                raise Refused(f"the {leader.op} output has another reader")
+                raise Refused(f"the {(adder or leader).op} output has another reader")
             folds = [_before(node, leader, x, facts) for node in readers]
             _require_alike(folds, facts)
+            addend = None if adder is None else _unscaled(adder, leader, folds[0].linear, facts)
             _apply(folds, facts)
         except Refused as refused:
             report.skipped[leader.name] = str(refused)
             continue
-        redirect(made, x)
+        if adder is not None:
+            adder.inputs = [addend if isinstance(t, gs.Constant) else t for t in adder.inputs]
+        redirect(leader.outputs[0], x)
         detach(leader)
         for fold in folds:
             last = fold.linear.last
             report.merged[last.name] = (leader.name, *report.merged.get(last.name, (last.name,)))
     return report
+
+
+def _adder_behind(leader: gs.Node, into: Collection[str]) -> gs.Node | None:
+    """Return the Add or Sub of a constant between a ``leader`` that scales and nodes of ``into``."""
+    made = leader.outputs[0]
+    if leader.op not in {"Mul", "Div", "Neg"} or len(made.outputs) != 1:
+        return None
+    adder: gs.Node = made.outputs[0]
+    if adder.op not in {"Add", "Sub"} or argument(adder) is not made:
+        return None
+    summed = adder.outputs[0]
+    return adder if any(reads_linearly(node, summed, into) for node in summed.outputs) else None
+
+
+def _unscaled(adder: gs.Node, leader: gs.Node, linear: Linear, facts: Facts) -> gs.Constant:
+    """Return what ``adder`` adds, over the scale of the ``leader`` before it.
+
+    Raises:
+        Refused: If that is no number, or one so large that the rest of the sum would be lost in it.
+    """
+    if facts.is_shared(leader.outputs[0]):
+        raise Refused(f"the {leader.op} output has another reader")
+    inputs = linear.input_channels(facts)
+    constant = next(t for t in adder.inputs if isinstance(t, gs.Constant))
+    shift, scale = per_channel(constant, inputs), affine_of(leader, inputs, facts.opset).scale
+    if shift is None or scale is None:
+        shape = list(constant.shape)
+        raise Refused(f"the constant has shape {shape}: it is not one number per channel")
+    dtype = np.dtype(constant.dtype)
+    with np.errstate(all="ignore"):  # what is not finite is refused
+        numbers = shift / scale
+        smallest, largest = limits(dtype)
+        fits = np.abs(numbers) <= largest * ROOM
+        fits &= (np.abs(numbers) >= smallest) | (shift == 0)
+    if not fits.all():
+        raise Refused(f"what the {adder.op} would add does not fit {dtype.name}")
+    form = numbers[:1] if (numbers == numbers[0]).all() else numbers
+    values = inputs.broadcast(form) if form.size > 1 else form.reshape(())
+    return gs.Constant(facts.fresh_name(f"{adder.name}.addend"), values.astype(dtype))
 
 
 def reads_linearly(node: gs.Node, tensor: gs.Tensor, into: Collection[str]) -> bool:

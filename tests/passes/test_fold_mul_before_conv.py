@@ -160,3 +160,68 @@ def test_what_makes_the_weights_is_not_taken_for_what_makes_the_input() -> None:
         FoldMulBeforeConv(),
     )
     assert report.merged == report.skipped == {}
+
+
+@pytest.mark.parametrize(
+    ("node", "addend"),
+    [("a = Add (t, m)", "2,4"), ("a = Sub (m, t)", "2,4"), ("a = Sub (t, m)", "2,4")],
+)
+def test_an_add_that_cannot_be_folded_lets_the_scale_pass(node: str, addend: str) -> None:
+    before, after, report = rewrite(
+        HEAD
+        + f"""
+        g (float[N,2,2,2] x) => (float[N,1,4,4] y)
+        <float[1,2,1,1] w = {{1, 2}}, float[2,1,1] s = {{3, 5}}, float[2,1,1] t = {{6, 20}}>
+        {{
+            [mul]  m = Mul (x, s)
+            [add]  {node}
+            [conv] y = Conv <pads = [1, 1, 1, 1]> (a, w)
+        }}""",
+        FoldMulBeforeConv(),
+    )
+    assert "float[1,2,1,1] w =  {3,10}" in text(after)
+    assert f'float[2,1,1] "add.addend" =  {{{addend}}}' in text(after)
+    assert len(after.graph.node) == 2
+    assert report.merged == {"conv": ("mul", "conv")}
+    assert_same_numbers(before, after, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("reason", "scale", "shift", "outputs"),
+    [
+        ("what the Add would add does not fit float", "0", "1", ""),
+        ("what the Add would add does not fit float", "1e-30", "1e8", ""),
+        ("what the Add would add does not fit float", "1e30", "1e-20", ""),
+        ("the Add output has another reader", "2", "1", ", float[1,1,2,2] a"),
+    ],
+)
+def test_a_scale_that_no_sum_can_do_without_is_left_alone(
+    reason: str, scale: str, shift: str, outputs: str
+) -> None:
+    _, _, report = rewrite(
+        HEAD
+        + f"""
+        g (float[1,1,2,2] x) => (float[1,1,4,4] y{outputs})
+        <float[1,1,1,1] w = {{1}}, float s = {{{scale}}}, float t = {{{shift}}}>
+        {{
+            [mul] m = Mul (x, s)
+            [add] a = Add (m, t)
+            [conv] y = Conv <pads = [1, 1, 1, 1]> (a, w)
+        }}""",
+        FoldMulBeforeConv(),
+    )
+    assert report.rewritten == 0
+    assert report.skipped["mul"].startswith(reason)
+
+
+def test_a_product_in_a_sum_that_others_read_is_left_alone() -> None:
+    _, _, report = rewrite(
+        HEAD
+        + """
+        g (float[1,1,2,2] x) => (float[1,1,4,4] y, float[1,1,2,2] m)
+        <float[1,1,1,1] w = {1}, float s = {2}, float t = {1}>
+        { [mul] m = Mul (x, s) a = Add (m, t) [conv] y = Conv <pads = [1, 1, 1, 1]> (a, w) }""",
+        FoldMulBeforeConv(),
+    )
+    assert report.rewritten == 0
+    assert report.skipped == {"mul": "the Mul output has another reader"}
