@@ -347,13 +347,13 @@ def fuse_over_last_axes(facts: Facts, op: str, *, since: int, centred: bool) -> 
 
 def _fuse_over_last_axes(found: Normalization, facts: Facts, op: str, since: int) -> None:
     found.measure(facts)
-    found.require_exact(facts)
     axes, rank = found.axes(facts), len(found.dims)
     if not axes or axes != tuple(range(rank - len(axes), rank)):
         raise Refused(f"it normalises the axes {list(axes)} of {rank}, not the last ones")
     extents = tuple(dim for dim in found.dims[axes[0] :] if isinstance(dim, int))
     if len(extents) != len(axes) or 0 in extents:
         raise Refused("the extents that it normalises over are not fixed")
+    found.require_exact(facts)
 
     def fit(constant: gs.Constant) -> Array | None:
         return spread_over(constant, extents, rank)

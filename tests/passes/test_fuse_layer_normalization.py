@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from builder_says import Builder
@@ -14,7 +12,7 @@ from onnx import ModelProto, helper
 
 from optc.passes.fuse_layer_normalization import FuseLayerNormalization
 from optc.passes.graph import export_model, import_model
-from optc.passes.pipeline import optimise
+from optc.passes.pipeline import PassRecord, optimise
 
 HEAD = '<ir_version: 9, opset_import: ["" : 17]>'
 GRAPH = "g (float[N,2,3] x) => (float[N,2,3] y)"
@@ -42,7 +40,7 @@ def source(nodes: str, *, graph: str = GRAPH, constants: str = CONSTANTS, head: 
     return f"{head} {graph} {constants} {{ {nodes} }}"
 
 
-def fused(nodes: str, **others: str) -> tuple[ModelProto, ModelProto, Any]:
+def fused(nodes: str, **others: str) -> tuple[ModelProto, ModelProto, PassRecord]:
     return rewrite(source(nodes, **others), FuseLayerNormalization())
 
 
@@ -294,7 +292,7 @@ def test_two_that_share_a_scale_are_both_fused() -> None:
 
 # --- types ----------------------------------------------------------------------------------------
 
-BITS = {
+BITS: dict[str, dict[float, float]] = {
     "float": {0.25: 0.25, 1: 1, 2: 2, 3: 3},
     "float16": {0.25: 0x3400, 1: 0x3C00, 2: 0x4000, 3: 0x4200},
     "bfloat16": {0.25: 0x3E80, 1: 0x3F80, 2: 0x4000, 3: 0x4040},
@@ -325,7 +323,7 @@ g (float16[N,2,3] x) => (float16[N,2,3] y)
 }"""
 
 
-def half(nodes: str, graph: str = HALF_GRAPH) -> tuple[ModelProto, ModelProto, Any]:
+def half(nodes: str, graph: str = HALF_GRAPH) -> tuple[ModelProto, ModelProto, PassRecord]:
     return fused(nodes, graph=graph, constants=HALVES)
 
 
