@@ -7,10 +7,11 @@ known without importing a pass, so that a spec is checked fast.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from optc.specs.diagnostic import Diagnostic, EnvironmentFault, InputError, nearest
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "optc.passes"
 
+Options = Mapping[str, Mapping[str, Any]]
+"""Name of a pass -> name of an option -> its value."""
+
 ORDER = (
     "remove-dead",
     "fold-constants",
@@ -26,6 +30,7 @@ ORDER = (
     "remove-identities",
     "remove-casts-of-whole-numbers",
     "fold-shapes",
+    "push-transposes",
     "merge-reshapes",
     "merge-concats",
     "merge-slices",
@@ -136,16 +141,32 @@ def require(name: str) -> None:
         )
 
 
-def passes(disable: Iterable[str] = ()) -> list[Pass]:
-    """Return the optimising passes in running order, without those named in ``disable``."""
-    return [pass_ for pass_ in _loaded(disable) if pass_.group != "legalise"]
+def passes(
+    disable: Iterable[str] = (),
+    *,
+    only: Collection[str] = (),
+    options: Options = MappingProxyType({}),
+) -> list[Pass]:
+    """Return the optimising passes in running order.
+
+    Args:
+        disable: Names of passes to leave out.
+        only: Names of the passes to return, also of those that legalise; all where it is empty.
+        options: Name of a pass -> its options.
+    """
+    left_out = {*disable, *(() if only else LEGALISING)}
+    wanted = [name for name in names() if name not in left_out and (not only or name in only)]
+    found = [load(name)(**options.get(name, {})) for name in wanted]
+    return [pass_ for pass_ in found if only or pass_.group != "legalise"]
 
 
-def legalisers(disable: Iterable[str] = ()) -> list[Pass]:
-    """Return the passes that legalise, without those named in ``disable``."""
-    return [pass_ for pass_ in _loaded(disable) if pass_.group == "legalise"]
+def legalisers(disable: Iterable[str] = (), options: Options = MappingProxyType({})) -> list[Pass]:
+    """Return the passes that legalise, without those named in ``disable``.
 
-
-def _loaded(disable: Iterable[str]) -> list[Pass]:
-    left_out = set(disable)
-    return [load(name)() for name in names() if name not in left_out]
+    Args:
+        disable: Names of passes to leave out.
+        options: Name of a pass -> its options.
+    """
+    left_out = {*disable, *ORDER}
+    found = [load(name)(**options.get(name, {})) for name in names() if name not in left_out]
+    return [pass_ for pass_ in found if pass_.group == "legalise"]
