@@ -67,6 +67,7 @@ LEGALISING: tuple[str, ...] = (
     "turn-products-into-convs",
     "expand-dynamic-quantisation",
     "make-zero-points-zero",
+    "expand-quantised-operators",
 )
 """Built-in passes that rewrite what a target refuses into what it takes. They run on those nodes only,
 and what they make is kept where the target takes it."""
