@@ -54,6 +54,7 @@ ORDER = (
     "fold-mul-before-conv",
     "fold-mul-before-gemm",
     "move-scale-into-weights",
+    "fold-pad-into-conv",
 )
 """Built-in passes in running order: what makes the graph smaller comes before what searches it.
 
