@@ -69,6 +69,7 @@ LEGALISING: tuple[str, ...] = (
     "expand-dynamic-quantisation",
     "make-zero-points-zero",
     "expand-quantised-operators",
+    "carry-bytes-in-floats",
 )
 """Built-in passes that rewrite what a target refuses into what it takes. They run on those nodes only,
 and what they make is kept where the target takes it."""
