@@ -64,6 +64,16 @@ DisableOption = Annotated[
     typer.Option("--disable", metavar="PASS", help="A pass not to run; may be repeated."),
 ]
 
+DumpOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dump-after",
+        metavar="PASS",
+        help="Save the graph after each step of this pass, beside the output in <output>.dump; "
+        "`all` for every pass.",
+    ),
+]
+
 
 def _version(asked: bool) -> None:
     if asked:
@@ -105,15 +115,7 @@ def compile_(
         ),
     ] = None,
     target: TargetOption = None,
-    dump_after: Annotated[
-        str | None,
-        typer.Option(
-            "--dump-after",
-            metavar="PASS",
-            help="Save the graph after each run of this pass that changed it, beside the package in "
-            "<DIR>.dump; `all` for every pass.",
-        ),
-    ] = None,
+    dump_after: DumpOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compile the model of each SPEC to a package that runs.
@@ -290,14 +292,60 @@ def optimize(
         Path, typer.Option("-o", "--output", metavar="OUT", help="Where the optimised model goes.")
     ],
     disable: DisableOption = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="PASS",
+            help="Run this pass and no other; may be repeated. One that legalises runs on all nodes "
+            "that it knows.",
+        ),
+    ] = None,
+    prove: Annotated[
+        bool,
+        typer.Option(
+            "--prove",
+            help="Run the model before and after each step on made-up input of several shapes. The "
+            "first step that changes an output beyond the model's own noise ends it, with the node, "
+            "and OUT.not-proven holds what shows it again.",
+        ),
+    ] = False,
+    print_after: Annotated[
+        str | None,
+        typer.Option(
+            "--print-after",
+            metavar="PASS",
+            help="Print the graph to stderr after each step of this pass; `all` for every pass.",
+        ),
+    ] = None,
+    dump_after: DumpOption = None,
+    stop_after: Annotated[
+        int | None,
+        typer.Option(
+            "--stop-after",
+            metavar="N",
+            min=0,
+            help="Stop after N steps, that is runs of a pass that change something.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run the graph passes alone on MODEL. No spec, no TensorRT."""
 
     def one() -> None:
-        from optc.optimizer.optimize import optimize_file
+        from optc.optimizer.optimize import Looking, optimize_file
+        from optc.optimizer.progress import progress
 
-        report = optimize_file(model, output, disable=disable or ())
+        looking = Looking(print_after, dump_after, stop_after, prove)
+        with progress(str(model)) as shown:
+            report = optimize_file(
+                model,
+                output,
+                disable=disable or (),
+                only=only or (),
+                looking=looking,
+                progress=shown,
+            )
         if as_json:
             _print_json(report.as_json())
         else:
@@ -307,29 +355,30 @@ def optimize(
 
 
 @app.command()
-def passes(as_json: JsonOption = False) -> None:
-    """List the passes in running order, with what each does."""
+def passes(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[PASS]", help="Show all there is to know of this pass."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the passes in running order, with what each does; or explain one."""
 
     def one() -> None:
         from optc.passes import registry
 
-        found = [registry.load(name) for name in registry.names()]
+        if name is not None:
+            registry.require(name)
+        found = [registry.load(each) for each in ([name] if name else registry.names())]
         if as_json:
-            _print_json(
-                [
-                    {
-                        "name": each.name,
-                        "group": each.group,
-                        "exactness": each.exactness,
-                        "summary": each.summary(),
-                    }
-                    for each in found
-                ]
-            )
-            return
-        width = max(len(each.name) for each in found)
-        for each in found:
-            print(f"{each.name:<{width}}  {each.summary()}")
+            documents = [each.as_json() for each in found]
+            _print_json(documents[0] if name else documents)
+        elif name:
+            print(found[0].explanation())
+        else:
+            width = max(len(each.name) for each in found)
+            for each in found:
+                print(f"{each.name:<{width}}  {each.summary()}")
 
     _run(one)
 

@@ -19,11 +19,10 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
 
-import onnx_graphsurgeon as gs
-
 from optc.optimizer.backend import gpus, require
 from optc.optimizer.builder import Workers
 from optc.optimizer.compare import Tolerance
+from optc.optimizer.debug import dumps
 from optc.optimizer.doctor import environment
 from optc.optimizer.engine import EngineBuilder
 from optc.optimizer.gate import check_gate
@@ -36,8 +35,6 @@ from optc.optimizer.progress import Progress, Silent
 from optc.optimizer.record import Decided, manifest_of, path_of_stage, report_of, write_models
 from optc.optimizer.summary import Outcome, Planned
 from optc.passes import registry
-from optc.passes.graph import export_model
-from optc.passes.pipeline import AfterPass
 from optc.specs.check import CheckedSpec, check, files_matching
 from optc.specs.compile_spec import Target, Verify
 from optc.specs.diagnostic import Diagnostic, EnvironmentFault, InputError, nearest
@@ -89,7 +86,7 @@ def compile_package(
     start = time.perf_counter()
     progress = progress or Silent()
     wanted = _targets(checked, targets)
-    after = _dump(folder, dump_after)
+    after = None if dump_after is None else dumps(folder, dump_after)
     with writing(folder) as writer:
         with Workers() as workers:
             _start(workers, wanted)
@@ -291,23 +288,6 @@ def _decided(
         legalise=engines.legalise,
     )
     return Decided(plans, rounds), engines
-
-
-def _dump(folder: Path, wanted: str | None) -> AfterPass | None:
-    """Return what saves the graph after the pass called ``wanted``; ``all``: after every pass."""
-    if wanted is None:
-        return None
-    if wanted != "all":
-        registry.require(wanted)
-    dumps = folder.parent / f"{folder.name}.dump"
-
-    def save(name: str, number: int, graph: gs.Graph) -> None:
-        if wanted in ("all", name):
-            dumps.mkdir(parents=True, exist_ok=True)
-            path = dumps / f"{number:03d}-{name}.onnx"
-            path.write_bytes(export_model(graph).SerializeToString())
-
-    return save
 
 
 def _hold(prepared: Prepared, outcome: Outcome, writer: PackageWriter, progress: Progress) -> None:

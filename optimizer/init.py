@@ -12,6 +12,7 @@ import itertools
 import os
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -65,8 +66,40 @@ def starter(model: Path, beside: Path | None = None) -> str:
     Raises:
         ModelError: If the model is at fault.
     """
+    tried = try_out(model, load_graph(read_model(model)))
+    path = os.path.relpath(model, beside.parent if beside is not None else Path())
+    return starter_spec(
+        path, tried.outlines, ranges=tried.ranges, values=tried.values, note=tried.note
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What was found out of a model's inputs.
+
+    Attributes:
+        outlines: Name, dtype and shape of each input that is a tensor.
+        inputs: The same as made-up input needs them; empty where a shape is not known.
+        values: Name of an input -> the range its values must keep to, where one is known.
+        ranges: Symbol -> the extents that ran, as far as any was tried, and what to say of them.
+        note: Why the model does not run on made-up input, if it does not.
+    """
+
+    outlines: list[InputOutline]
+    inputs: Mapping[str, ResolvedInput]
+    values: Mapping[str, tuple[int, int]]
+    ranges: Mapping[str, LikelyRange]
+    note: str | None
+
+
+def try_out(model: Path, graph: gs.Graph) -> Tried:
+    """Run a model in a child process to find extents that it takes. Takes some seconds.
+
+    Args:
+        model: The ONNX file.
+        graph: What is in it.
+    """
     deadline = time.monotonic() + MOST_SECONDS
-    graph = load_graph(read_model(model))
     tensors = [tensor for tensor in graph.inputs if tensor.type == "tensor_type"]
     outlines: list[InputOutline] = [
         (tensor.name, _dtype_name(tensor), tensor.shape) for tensor in tensors
@@ -75,6 +108,7 @@ def starter(model: Path, beside: Path | None = None) -> str:
     values = {name: (0, count - 1) for name, count in rows.items() if count is not None}
     ranges: Mapping[str, LikelyRange] = likely_ranges(outlines)
     note = None
+    inputs: dict[str, ResolvedInput] = {}
     if all(tensor.shape is not None for tensor in graph.inputs):
         inputs = {
             tensor.name: ResolvedInput(
@@ -89,8 +123,7 @@ def starter(model: Path, beside: Path | None = None) -> str:
                 ranges, note = _tried(trials, ranges)
         except NotLoadedError as error:
             note = f"ONNX Runtime does not run this model: {error}"
-    path = os.path.relpath(model, beside.parent if beside is not None else Path())
-    return starter_spec(path, outlines, ranges=ranges, values=values, note=note)
+    return Tried(outlines, inputs, values, ranges, note)
 
 
 def write_new(path: Path, text: str) -> None:

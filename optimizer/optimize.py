@@ -5,18 +5,25 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnx
+import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
+from optc.optimizer.debug import dumps, prints
 from optc.optimizer.model_file import load_graph, model_in_memory, read_model
+from optc.optimizer.progress import Progress, Silent
+from optc.optimizer.weight_file import WeightFile
 from optc.passes import registry
-from optc.passes.graph import export_model
-from optc.passes.pipeline import PipelineReport, optimise
+from optc.passes.contract import Pass
+from optc.passes.graph import all_bodies, export_model
+from optc.passes.pipeline import AfterStep, PipelineReport, Step, optimise
 from optc.specs.diagnostic import Diagnostic, EnvironmentFault
+
+if TYPE_CHECKING:
+    from optc.optimizer.prove import Proven
 
 LARGEST_EMBEDDED = 1 << 30
 """Bytes of weights beyond which they are written beside the model: protobuf ends at 2 GiB."""
@@ -28,9 +35,11 @@ class Report:
 
     Attributes:
         passes: Pass by pass, and which original nodes each node stands for.
+        proof: What was proven, where that was asked for.
     """
 
     passes: PipelineReport
+    proof: Proven | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the report for programs."""
@@ -50,6 +59,7 @@ class Report:
                 for record in self.passes.records
             ],
             "origins": self.passes.origins,
+            "proof": None if self.proof is None else asdict(self.proof),
         }
 
     def render(self) -> str:
@@ -66,59 +76,132 @@ class Report:
             f"{passes.nodes_before} -> {passes.nodes_after} nodes in {passes.rounds} rounds, "
             f"{passes.seconds:.2f} s"
         )
+        if self.proof is not None:
+            lines.append(str(self.proof))
         return "\n".join(lines)
 
 
 def optimize(
-    model: str | Path | ModelProto, *, disable: Sequence[str] = ()
+    model: str | Path | ModelProto, *, disable: Sequence[str] = (), only: Sequence[str] = ()
 ) -> tuple[ModelProto, Report]:
     """Run the graph passes on a model.
 
     Args:
         model: A file, or a model in memory, which is not changed.
         disable: Names of passes not to run.
+        only: Names of the only passes to run; all, where none is named. One that legalises runs on
+            every node it knows, not only on what a target refuses.
 
     Returns:
         The optimised model, weights embedded, and what was done.
 
     Raises:
         ModelError: If the model cannot be read or is damaged.
-        InputError: If ``disable`` names no pass (``unknown-pass``).
+        InputError: If ``disable`` or ``only`` names no pass (``unknown-pass``).
     """
-    for name in disable:
-        registry.require(name)
+    passes = _chosen(disable, only)
     file = model_in_memory(model) if isinstance(model, ModelProto) else read_model(Path(model))
     graph = load_graph(file)
-    report = optimise(graph, registry.passes(disable))
+    report = optimise(graph, passes)
     return export_model(graph), Report(report)
 
 
-def optimize_file(model: Path, output: Path, *, disable: Sequence[str] = ()) -> Report:
+@dataclass(frozen=True, slots=True)
+class Looking:
+    """What to see of the passes while they run. A pass may be ``all``.
+
+    Attributes:
+        print_after: The pass after which the graph is printed to stderr.
+        dump_after: The pass after which it is saved beside the output.
+        stop_after: The most steps, that is runs of a pass that change something.
+        prove: Whether to hold the graph after each step against the one before.
+    """
+
+    print_after: str | None = None
+    dump_after: str | None = None
+    stop_after: int | None = None
+    prove: bool = False
+
+
+def optimize_file(
+    model: Path,
+    output: Path,
+    *,
+    disable: Sequence[str] = (),
+    only: Sequence[str] = (),
+    looking: Looking | None = None,
+    progress: Progress | None = None,
+) -> Report:
     """Run the graph passes on the file ``model`` and write the result to ``output``, at once.
 
     Weights of more than 1 GiB go to ``<output>.data`` beside it.
 
     Raises:
-        OptcError: As `optimize`; also where ``output`` cannot be written (``cannot-write``).
+        OptcError: As `optimize`; also where ``output`` cannot be written (``cannot-write``), and,
+            if asked for a proof, where a pass changes the numbers (``not-proven``).
     """
-    optimised, report = optimize(model, disable=disable)
-    try:
-        _write(optimised, output)
-    except OSError as error:
-        raise EnvironmentFault(
-            Diagnostic("cannot-write", f"`{output}` cannot be written: {error.strerror or error}")
-        ) from error
-    return report
+    progress, looking = progress or Silent(), looking or Looking()
+    passes = _chosen(disable, only)
+    watching: list[AfterStep] = []
+    if looking.print_after is not None:
+        watching.append(prints(looking.print_after))
+    if looking.dump_after is not None:
+        watching.append(dumps(output, looking.dump_after))
+    progress.step("loading the model")
+    graph = load_graph(read_model(model))
+    with tempfile.TemporaryDirectory(prefix="optc-prove-") as folder:
+        proof = None
+        if looking.prove:
+            from optc.optimizer.prove import Proof, cases_for
+
+            progress.step("finding extents that the model takes")
+            proof = Proof(output, Path(folder), cases_for(model, graph), progress)
+            proof.begin(graph)
+            watching.append(proof.step)
+
+        def watch(step: Step) -> None:
+            for each in watching:
+                each(step)
+
+        progress.step("running graph passes")
+        report = optimise(
+            graph, passes, after=watch if watching else None, stop_after=looking.stop_after
+        )
+        progress.step("writing the model")
+        try:
+            _write(graph, output)
+        except OSError as error:
+            raise EnvironmentFault(
+                Diagnostic(
+                    "cannot-write", f"`{output}` cannot be written: {error.strerror or error}"
+                )
+            ) from error
+    return Report(report, None if proof is None else proof.outcome())
 
 
-def _write(model: ModelProto, output: Path) -> None:
-    weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+def _chosen(disable: Sequence[str], only: Sequence[str]) -> list[Pass]:
+    for name in (*disable, *only):
+        registry.require(name)
+    return registry.passes(disable, only=only)
+
+
+def _write(graph: gs.Graph, output: Path) -> None:
+    """Write ``graph`` to ``output``, all of it or nothing."""
+    constants = {
+        id(c._values): c._values.nbytes
+        for part in (graph, *all_bodies(graph))
+        for tensors in (part.outputs, *(node.inputs for node in part.nodes))
+        for c in tensors
+        if isinstance(c, gs.Constant)
+    }
+    data = f"{output.name}.data"
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-        staged = Path(folder) / output.name
-        data = f"{output.name}.data"
-        if weights > LARGEST_EMBEDDED:
-            onnx.save_model(model, staged, save_as_external_data=True, location=data)
-            os.replace(Path(folder) / data, output.parent / data)
+        staged = Path(folder)
+        if sum(constants.values()) > LARGEST_EMBEDDED:
+            with WeightFile(staged / data) as weights:
+                model = export_model(graph, place=weights.place)
+            (staged / output.name).write_bytes(model.SerializeToString())
+            os.replace(staged / data, output.parent / data)
         else:
-            onnx.save_model(model, staged)
-        os.replace(staged, output)
+            (staged / output.name).write_bytes(export_model(graph).SerializeToString())
+        os.replace(staged / output.name, output)

@@ -246,9 +246,9 @@ class WeightStore:
         seen = self._known.get(id(values))
         if seen is not None and seen[0]() is values:
             entry = seen[1]
-        elif (data := _raw_bytes(values)) is not None:
+        elif (data := raw_bytes(values)) is not None:
             entry = TensorProto(
-                data_type=_element_type(values),
+                data_type=element_type(values),
                 dims=constant.shape,
                 data_location=TensorProto.EXTERNAL,
             )
@@ -300,7 +300,7 @@ def _same_bytes(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> boo
     )
 
 
-def _raw_bytes(values: Any) -> npt.NDArray[np.uint8] | None:
+def raw_bytes(values: Any) -> npt.NDArray[np.uint8] | None:
     """Return the bytes of a tensor as ONNX stores them; None for text, which it never shares."""
     from onnx import numpy_helper
     from onnx_graphsurgeon.ir.tensor import LazyValues
@@ -315,7 +315,8 @@ def _raw_bytes(values: Any) -> npt.NDArray[np.uint8] | None:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def _element_type(values: Any) -> int:
+def element_type(values: Any) -> int:
+    """Return the ONNX element type of a constant's values."""
     from onnx import helper
 
     stored = getattr(values, "tensor", None)

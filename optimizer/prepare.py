@@ -13,7 +13,7 @@ from optc.optimizer.progress import Progress
 from optc.passes import registry
 from optc.passes.flops import flops
 from optc.passes.graph import all_nodes, bodies_of, finish, reads
-from optc.passes.pipeline import AfterPass, PipelineReport, optimise
+from optc.passes.pipeline import AfterStep, PipelineReport, optimise
 from optc.passes.shape import Shapes, annotate, infer
 from optc.specs.check import CheckedSpec
 from optc.specs.diagnostic import Diagnostic
@@ -42,7 +42,7 @@ class Prepared:
     notes: list[Diagnostic]
 
 
-def prepare(checked: CheckedSpec, progress: Progress, after: AfterPass | None = None) -> Prepared:
+def prepare(checked: CheckedSpec, progress: Progress, after: AfterStep | None = None) -> Prepared:
     """Load the model of ``checked``, run the passes and infer shapes.
 
     Raises:

@@ -14,13 +14,15 @@ What the pipeline guarantees before a pass runs, and checks after each that chan
 
 from __future__ import annotations
 
+import inspect
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from operator import itemgetter
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import onnx_graphsurgeon as gs
 
@@ -166,6 +168,21 @@ class Facts:
         return self._fresh(stem)
 
 
+@dataclass(frozen=True, slots=True)
+class Option:
+    """Something that a spec may set of a pass.
+
+    Attributes:
+        type: int, float, bool or str.
+        default: What holds where it is not set.
+        help: What it is, in one phrase.
+    """
+
+    type: type[Any]
+    default: Any
+    help: str
+
+
 class Pass(ABC):
     """A named rewrite of a graph, in place. Holds options, never state.
 
@@ -183,6 +200,45 @@ class Pass(ABC):
     @abstractmethod
     def run(self, graph: gs.Graph, facts: Facts) -> Report:
         """Rewrite ``graph`` in place and say what was done."""
+
+    @classmethod
+    def options(cls) -> dict[str, Option]:
+        """Return what a spec may set of the pass: the fields of one that is a dataclass."""
+        if not is_dataclass(cls):
+            return {}
+        return {
+            f.name: Option(type(f.default), f.default, str(f.metadata["help"])) for f in fields(cls)
+        }
+
+    @classmethod
+    def explanation(cls) -> str:
+        """Return all there is to know of the pass, for a person to read."""
+        facts = [
+            f"{cls.name}: {cls.summary()}",
+            f"group: {cls.group}",
+            f"exactness: {cls.exactness}",
+        ]
+        facts += [
+            f"option {name}: {option.help} ({option.type.__name__}, by default {option.default})"
+            for name, option in cls.options().items()
+        ]
+        text = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or cls.__doc__ or "")
+        return "\n".join(facts) + f"\n\n{text}"
+
+    @classmethod
+    def as_json(cls) -> dict[str, Any]:
+        """Return the same for programs."""
+        return {
+            "name": cls.name,
+            "group": cls.group,
+            "exactness": cls.exactness,
+            "summary": cls.summary(),
+            "explanation": cls.explanation(),
+            "options": {
+                name: {"type": option.type.__name__, "default": option.default, "help": option.help}
+                for name, option in cls.options().items()
+            },
+        }
 
     @classmethod
     def summary(cls) -> str:

@@ -7,6 +7,7 @@ has not changed since it last had nothing to do.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +22,27 @@ from optc.passes.shape import Inference, Shapes
 MAX_ROUNDS = 30
 """More rounds than any real model needed (at most 7); passes that undo each other end here."""
 
-AfterPass = Callable[[str, int, gs.Graph], None]
-"""Called with pass name, running number and main graph after each run that changed something."""
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One run of a pass that changed something.
+
+    Attributes:
+        number: 1 for the first that did.
+        name: Of the pass.
+        graph: The main graph, as it is now.
+        merged: As in `Report`, over all graphs of the model.
+        removed: As in `Report`.
+    """
+
+    number: int
+    name: str
+    graph: gs.Graph
+    merged: Mapping[str, tuple[str, ...]]
+    removed: Mapping[str, str]
+
+
+AfterStep = Callable[[Step], None]
 
 
 class PassError(Exception):
@@ -79,7 +99,8 @@ def optimise(
     *,
     points: Iterable[str] = (),
     ranges: Mapping[str, tuple[int, int]] | None = None,
-    after: AfterPass | None = None,
+    after: AfterStep | None = None,
+    stop_after: int | None = None,
     refused: frozenset[str] | None = None,
 ) -> PipelineReport:
     """Run ``passes`` on ``graph``, in place, until none has anything left to do.
@@ -90,12 +111,15 @@ def optimise(
         points: Names of tensors that must stay, besides the outputs.
         ranges: Symbol -> its smallest and largest extent; the result need be right only for these.
         after: Sees the graph after each run that changed it: for dumps and for proofs.
+        stop_after: The most steps, that is runs of a pass that change something: to find by hand
+            the one that does harm.
         refused: Names of the nodes that a target refuses: what passes that legalise rewrite.
 
     Raises:
         PassError: If a pass leaves the graph broken; it names the pass and what is wrong.
     """
-    return _Run(graph, passes, frozenset(points), ranges, after, refused).to_fixpoint()
+    run = _Run(graph, passes, frozenset(points), ranges, after, stop_after, refused)
+    return run.to_fixpoint()
 
 
 class _Run:
@@ -105,13 +129,15 @@ class _Run:
         passes: Sequence[Pass],
         points: frozenset[str],
         ranges: Mapping[str, tuple[int, int]] | None,
-        after: AfterPass | None,
+        after: AfterStep | None,
+        stop_after: int | None,
         refused: frozenset[str] | None,
     ) -> None:
         self.graph = graph
         self.passes = passes
         self.points = points
         self.after = after
+        self.stop_after = math.inf if stop_after is None else stop_after
         self.refused = refused
         self.version = 0  # counts changes; what was computed from an older graph is stale
         self.records = {p.name: PassRecord(p.name) for p in passes}
@@ -144,7 +170,7 @@ class _Run:
             rounds += 1
             at_start = self.version
             for pass_ in self.passes:
-                if idle_at.get(pass_.name) == self.version:
+                if idle_at.get(pass_.name) == self.version or self.version >= self.stop_after:
                     continue
                 if not self.run(pass_):
                     idle_at[pass_.name] = self.version
@@ -165,7 +191,8 @@ class _Run:
         record = self.records[pass_.name]
         record.skipped.clear()
         start = time.perf_counter()
-        changed = False
+        merged: dict[str, tuple[str, ...]] = {}
+        removed: dict[str, str] = {}
         for part in self.parts:
             facts = Facts(
                 part, self.graph, self.kept, self.shapes, self.fresh_name, refused=self.refused
@@ -176,13 +203,15 @@ class _Run:
                 error.add_note(f"in the pass `{pass_.name}` ({type(pass_).__module__})")
                 raise
             self.note(record, report)
-            changed = changed or report.changed
+            merged.update(report.merged)
+            removed.update(report.removed)
+        changed = bool(merged or removed)
         if changed:
             self.settle(pass_)
         record.runs += 1
         record.seconds += time.perf_counter() - start
         if changed and self.after is not None:
-            self.after(pass_.name, self.version, self.graph)
+            self.after(Step(self.version, pass_.name, self.graph, merged, removed))
         return changed
 
     def shapes(self) -> Shapes:

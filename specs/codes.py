@@ -130,6 +130,10 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
         "verify-output-missing": "The package does not give an output of the original.",
         "verify-not-met": "An output differs by more than the tolerance and the original's noise.",
     },
+    "Proving the passes": {
+        "cannot-prove": "The model does not run on made-up input, so no step can be proven.",
+        "not-proven": "A pass changes an output by more than the noise of the model before it.",
+    },
     "Gate": {
         "gate-max-engines": "A target needs more engines than `gate.max_engines` allows.",
         "gate-min-tensorrt-flops": "Less runs in engines than `gate.min_tensorrt_flops` asks for.",

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from command import cli
 
 import optc
 from optc.optimizer.compile import compile_package, plan_package, verify_package
@@ -258,11 +259,6 @@ def test_an_unknown_target_is_named_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         optc.compile(spec_of(tmp_path, CHAIN), tmp_path / "out", targets=["amper"])
     assert caught.value.diagnostics[0].todo == "write `ampere`"
-
-
-def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "optc", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_several_specs_in_one_call_each_get_their_package_and_the_worst_code_wins(
