@@ -40,7 +40,10 @@ from optc.passes.match import (
 )
 
 FLOAT16, BFLOAT16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
-FLOAT32 = np.dtype(np.float32)
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+
+WIDER = {FLOAT16: (FLOAT32, FLOAT64), BFLOAT16: (FLOAT32,)}
+"""Type of x -> types to compute in, of which none rounds it better than the operator's float32."""
 
 Fit = Callable[[gs.Constant], Array | None]
 """Gives a scale or bias the shape that the operator wants; None where it has another meaning."""
@@ -133,19 +136,19 @@ class Normalization:
         narrowing = None if is_scaled else self.reader("Cast", facts)
         goal = None if narrowing is None else helper.tensor_dtype_to_np_dtype(narrowing.attrs["to"])
         if self.dtype != self.stash:
-            if goal != self.dtype:
+            if goal != self.dtype or self.stash not in WIDER.get(self.dtype, ()):
                 raise Refused(f"it makes {self.stash.name} of {self.dtype.name}")
             self.nodes.append(narrowing)
-            return
-        widening = made_by(self.x, "Cast")
-        if widening is None or goal not in (FLOAT16, BFLOAT16) or self.dtype != FLOAT32:
-            return
-        source = widening.inputs[0]
-        if facts.shapes.dtype(source.name) == goal and are_private(
-            [widening], facts, within=self.nodes
-        ):
-            self.x, self.dtype = source, np.dtype(goal)
+        elif goal is not None and self.stash in WIDER.get(np.dtype(goal), ()):
+            widening = made_by(self.x, "Cast")
+            if widening is None or facts.shapes.dtype(widening.inputs[0].name) != goal:
+                return
+            if not are_private([widening], facts, within=self.nodes):
+                return
+            self.x, self.dtype = widening.inputs[0], np.dtype(goal)
             self.nodes = [widening, *self.nodes, narrowing]
+        if self.stash == FLOAT64 and self.dtype == FLOAT16:
+            self.stash = FLOAT32  # holds the square of any float16, with digits to spare
 
     def take_affine(self, facts: Facts, fit: Fit, *, with_bias: bool = True) -> None:
         """Go on to a Mul and an Add with constants that ``fit``.
@@ -353,12 +356,12 @@ def _fuse_over_last_axes(found: Normalization, facts: Facts, op: str, since: int
     extents = tuple(dim for dim in found.dims[axes[0] :] if isinstance(dim, int))
     if len(extents) != len(axes) or 0 in extents:
         raise Refused("the extents that it normalises over are not fixed")
+    found.take_casts(facts)
     found.require_exact(facts)
 
     def fit(constant: gs.Constant) -> Array | None:
         return spread_over(constant, extents, rank)
 
-    found.take_casts(facts)
     found.take_affine(facts, fit, with_bias=found.centred)
     if not facts.reach_opset(since):
         raise Refused(f"the model cannot be raised to opset {since}, which has {op}")

@@ -349,6 +349,19 @@ def test_a_cast_of_the_deviation_as_pytorch_exports_it_is_taken_in() -> None:
     assert_same_numbers(before, after, rtol=2e-3, atol=2e-3)
 
 
+def test_the_float64_that_older_exports_compute_a_float16_in_is_not_kept() -> None:
+    before, after, _ = fused(
+        "m = ReduceMean <axes = [-1]> (x) d16 = Sub (x, m) d = Cast <to = 11> (d16)"
+        + UP_TO_ROOT.partition("[pow]")[2].join(("[pow]", ""))
+        + "q = Div (d, r) h = Cast <to = 10> (q)"
+        + SCALED,
+        graph=HALF_GRAPH,
+        constants=HALVES.replace("float two", "double two").replace("float eps", "double eps"),
+    )
+    assert text(after) == IN_HALF
+    assert_same_numbers(before, after, rtol=2e-3, atol=2e-3)
+
+
 def test_a_widened_value_that_others_read_stays_and_so_does_the_cast_back() -> None:
     before, after, _ = half(
         "x32 = Cast <to = 1> (x)"
