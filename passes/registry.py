@@ -63,6 +63,9 @@ are looked for before the Div, Mul or Add that ends one is gone.
 """
 
 LEGALISING: tuple[str, ...] = (
+    "decompose-dft",
+    "decompose-det",
+    "expand-functions",
     "decompose-roi-align",
     "decompose-deform-conv",
     "turn-products-into-convs",
