@@ -30,6 +30,7 @@ ORDER = (
     "remove-identities",
     "remove-casts-of-whole-numbers",
     "fold-shapes",
+    "remove-expands",
     "push-transposes",
     "merge-reshapes",
     "merge-concats",
@@ -63,6 +64,7 @@ are looked for before the Div, Mul or Add that ends one is gone.
 """
 
 LEGALISING: tuple[str, ...] = (
+    "decompose-max-unpool",
     "decompose-dft",
     "decompose-det",
     "expand-functions",
