@@ -45,7 +45,7 @@ class InlineConstantIf(Pass):
             for inner in all_nodes(branches[not taken]):
                 detach(inner)
             nodes += branches[taken].nodes
-            for identity in _connect(node, branches[taken], facts):
+            for identity in connect(node, branches[taken], facts):
                 nodes.append(identity)
                 report.merged[identity.name] = (node.name,)
             detach(node)
@@ -55,7 +55,7 @@ class InlineConstantIf(Pass):
         return report
 
 
-def _connect(node: gs.Node, branch: gs.Graph, facts: Facts) -> Iterator[gs.Node]:
+def connect(node: gs.Node, branch: gs.Graph, facts: Facts) -> Iterator[gs.Node]:
     """Let ``branch`` make the outputs of ``node``; yield the nodes that this takes besides."""
     outputs = list(node.outputs)
     node.outputs.clear()

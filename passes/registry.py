@@ -42,6 +42,12 @@ ORDER = (
     "fold-add-into-conv",
     "fold-mul-into-gemm",
     "fold-add-into-gemm",
+    "fuse-clip",
+    "fuse-hard-swish",
+    "fuse-hard-sigmoid",
+    "fuse-gelu",
+    "fuse-mish",
+    "fuse-softmax",
     "fuse-instance-normalization",
     "fuse-layer-normalization",
     "fuse-rms-normalization",
@@ -64,6 +70,9 @@ are looked for before the Div, Mul or Add that ends one is gone.
 """
 
 LEGALISING: tuple[str, ...] = (
+    "inline-if-not-empty",
+    "decompose-non-max-suppression",
+    "decompose-non-zero",
     "decompose-max-unpool",
     "decompose-dft",
     "decompose-det",
@@ -147,6 +156,11 @@ def require(name: str) -> None:
                 (f"write `{guess}`, or " if guess else "") + "see all of them with `optc passes`",
             )
         )
+
+
+def options_of(name: str) -> dict[str, tuple[type[object], float | None]]:
+    """Return the options of the pass called ``name``: type and least value of each."""
+    return {key: (option.type, option.least) for key, option in load(name).options().items()}
 
 
 def passes(
