@@ -22,8 +22,8 @@ r"""Fuse a layer normalisation that is spelt out into one LayerNormalization.
 
 Why it holds: this is the definition of LayerNormalization, the means being taken over the last axes.
 The variations met are the same in exact arithmetic: Mul of a value with itself for Pow; Reciprocal,
-1 / sqrt or Pow (-0.5) and a Mul for Div; a scale that goes into the inverse first; TensorFlow's
-x * r + (bias - mean * r) with r = scale / sqrt(...). Equal up to rounding: how the sums are rounded is
+1 / sqrt or Pow (-0.5) and a Mul for Div; a scale that goes into the inverse first; TensorFlow's and
+Keras' x * r + (bias - mean * r) with r = scale / sqrt(...). Equal up to rounding: how the sums are rounded is
 up to the runtime in both forms.
 
 Types: where a float16 or bfloat16 value is cast to float32 before or within and back behind, the operator

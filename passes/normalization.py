@@ -16,7 +16,7 @@ the square of a large float16 does, an operator that computes in a wider type st
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -300,19 +300,38 @@ def _ends(factor: gs.Tensor, found: Normalization, *nodes: gs.Node) -> bool:
         found.nodes += [*nodes, products[id(found.deviation)]]
         return True
     of_x = products.get(id(found.x))
-    of_mean = products.get(id(found.means[-1].outputs[0]))
-    if of_x is None or of_mean is None or not found.centred:
+    if of_x is None or not found.centred:
         return False
-    for minus in _readers(of_mean.outputs[0], "Sub"):
-        bias, subtrahend = minus.inputs
-        if subtrahend is not of_mean.outputs[0] or not isinstance(bias, gs.Constant):
-            continue
-        for plus in _readers(minus.outputs[0], "Add"):
+    for shift, bias in _shifts(found.means[-1].outputs[0], products):
+        for plus in _readers(shift[-1].outputs[0], "Add"):
             if any(value is of_x.outputs[0] for value in plus.inputs):
                 found.bias = bias
-                found.nodes += [*nodes, of_x, of_mean, minus, plus]
+                found.nodes += [*nodes, of_x, *shift, plus]
                 return True
     return False
+
+
+def _shifts(
+    mean: gs.Tensor, products: Mapping[int, gs.Node]
+) -> Iterator[tuple[list[gs.Node], gs.Constant | None]]:
+    """Yield the nodes of ``bias - mean * factor``, the last one last, and the bias.
+
+    Args:
+        products: Identity of a tensor -> the node that multiplies it by the factor.
+    """
+    if (of_mean := products.get(id(mean))) is not None:
+        for minus in _readers(of_mean.outputs[0], "Sub"):
+            bias, subtrahend = minus.inputs
+            if subtrahend is of_mean.outputs[0] and isinstance(bias, gs.Constant):
+                yield [of_mean, minus], bias
+    for negative in _readers(mean, "Neg"):
+        if (product := products.get(id(negative.outputs[0]))) is None:
+            continue
+        yield [negative, product], None
+        for plus in _readers(product.outputs[0], "Add"):
+            for value, bias in either_way(plus):
+                if value is product.outputs[0] and isinstance(bias, gs.Constant):
+                    yield [negative, product, plus], bias
 
 
 def _products(factor: gs.Tensor) -> Iterator[tuple[gs.Node, gs.Tensor]]:

@@ -122,6 +122,28 @@ def test_the_form_of_tensorflow_is_fused() -> None:
     assert_close(before, after)
 
 
+@pytest.mark.parametrize("shift", ["sh = Add (nr, b)", "sh = Add (b, nr)"])
+def test_the_form_of_keras_is_fused(shift: str) -> None:
+    before, after, _ = fused(
+        UP_TO_ROOT
+        + "i = Reciprocal (r) g = Mul (i, s) n = Neg (m) nr = Mul (n, g)"
+        + f"{shift} xg = Mul (x, g) [y] y = Add (xg, sh)"
+    )
+    assert text(after) == WITH_BOTH
+    assert_close(before, after)
+
+
+def test_the_form_of_keras_without_a_bias_is_fused() -> None:
+    before, after, _ = fused(
+        UP_TO_ROOT
+        + "i = Reciprocal (r) g = Mul (i, s) n = Neg (m) nr = Mul (n, g) xg = Mul (x, g)"
+        + "[y] y = Add (xg, nr)"
+    )
+    assert ops(after) == ["LayerNormalization"]
+    assert len(after.graph.node[0].input) == 2
+    assert_close(before, after)
+
+
 def test_the_form_of_tensorflow_without_a_scale_gets_ones() -> None:
     before, after, _ = fused(
         UP_TO_ROOT
