@@ -62,6 +62,7 @@ ORDER = (
     "fold-mul-before-gemm",
     "move-scale-into-weights",
     "fold-pad-into-conv",
+    "fold-constant-chains",
 )
 """Built-in passes in running order: what makes the graph smaller comes before what searches it.
 
@@ -70,6 +71,7 @@ are looked for before the Div, Mul or Add that ends one is gone.
 """
 
 LEGALISING: tuple[str, ...] = (
+    "compute-bits-in-integers",
     "inline-if-not-empty",
     "decompose-non-max-suppression",
     "decompose-non-zero",
