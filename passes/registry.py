@@ -71,6 +71,7 @@ are looked for before the Div, Mul or Add that ends one is gone.
 """
 
 LEGALISING: tuple[str, ...] = (
+    "decompose-max-pool",
     "compute-bits-in-integers",
     "inline-if-not-empty",
     "decompose-non-max-suppression",
