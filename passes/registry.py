@@ -87,6 +87,7 @@ LEGALISING: tuple[str, ...] = (
     "make-zero-points-zero",
     "expand-quantised-operators",
     "carry-bytes-in-floats",
+    "expand-fused-operators",
 )
 """Built-in passes that rewrite what a target refuses into what it takes. They run on those nodes only,
 and what they make is kept where the target takes it."""
