@@ -88,6 +88,7 @@ LEGALISING: tuple[str, ...] = (
     "expand-quantised-operators",
     "carry-bytes-in-floats",
     "expand-fused-operators",
+    "expand-attention",
 )
 """Built-in passes that rewrite what a target refuses into what it takes. They run on those nodes only,
 and what they make is kept where the target takes it."""
