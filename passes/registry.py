@@ -73,6 +73,7 @@ are looked for before the Div, Mul or Add that ends one is gone.
 LEGALISING: tuple[str, ...] = (
     "decompose-max-pool",
     "compute-bits-in-integers",
+    "select-after-concat",
     "inline-if-not-empty",
     "decompose-non-max-suppression",
     "decompose-non-zero",
