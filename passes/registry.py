@@ -71,6 +71,7 @@ are looked for before the Div, Mul or Add that ends one is gone.
 """
 
 LEGALISING: tuple[str, ...] = (
+    "narrow-doubles",
     "decompose-max-pool",
     "compute-bits-in-integers",
     "select-after-concat",
