@@ -166,7 +166,7 @@ class Linear:
         Raises:
             Refused: If the type of the weights cannot hold the result.
         """
-        weight = np.ascontiguousarray(_peek(self.weight))
+        weight = np.ascontiguousarray(peek(self.weight))
         product = np.empty(weight.shape, weight.dtype)
         rows, result = self.by_channel(weight), self.by_channel(product)
         with np.errstate(all="ignore"):  # what comes of it is judged below
@@ -188,7 +188,7 @@ class Linear:
         Args:
             shift: Broadcast to [group, output channel, input channel].
         """
-        rows = self.by_channel(np.ascontiguousarray(_peek(self.weight)))
+        rows = self.by_channel(np.ascontiguousarray(peek(self.weight)))
         with np.errstate(all="ignore"):  # what is not finite is refused
             summed: Doubles = (rows.astype(np.float64).sum(3) * shift).sum(2).reshape(-1)
         return summed * self.node.attrs.get("alpha", 1.0) if self.node.op == "Gemm" else summed
@@ -583,7 +583,7 @@ def limits(dtype: np.dtype[Any]) -> tuple[float, float]:
     return float(limits.smallest_normal), float(limits.max)
 
 
-def _peek(constant: gs.Constant) -> Array:
+def peek(constant: gs.Constant) -> Array:
     """Return the values of a constant without leaving a copy of them in it."""
     stored = constant._values
     values: Array = stored.load() if isinstance(stored, LazyValues) else stored
