@@ -74,6 +74,7 @@ from optc.passes.normalization import (
     normalizations,
     spread_over,
 )
+from optc.passes.opset import OLDEST
 
 SMALLEST = {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**-126, "float64": 2.0**-1022}
 """Type -> the smallest number that it holds with all its digits."""
@@ -89,6 +90,8 @@ class FuseInstanceNormalization(Pass):
     def run(self, graph: gs.Graph, facts: Facts) -> Report:
         """Fuse what can be fused in ``graph``."""
         report = Report()
+        if facts.opset < OLDEST:  # Mul and Add broadcast by attributes of their own
+            return report
         for node in facts.nodes("InstanceNormalization"):
             source, epsilon = node.inputs[0], node.attrs.get("epsilon", 1e-5)
             _attempt(_widened, Normalization(source, source, [], epsilon, [node]), facts, report)
@@ -157,8 +160,11 @@ def _widened(found: Normalization, facts: Facts) -> bool:
     found.measure(facts)
     _take_reshapes(found, facts)
     _, scale, bias = node.inputs
-    count = found.dims[1]
-    if isinstance(count, int) and isinstance(scale, gs.Constant) and isinstance(bias, gs.Constant):
+    count = found.dims[1] if len(found.dims) > 2 else None
+    if isinstance(count, int) and all(
+        isinstance(tensor, gs.Constant) and tuple(tensor.shape) == (count,)
+        for tensor in (scale, bias)
+    ):
         found.take_affine(facts, _per_channel(found, count))
     if len(found.nodes) == 1:
         return False

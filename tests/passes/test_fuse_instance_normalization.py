@@ -323,6 +323,17 @@ def test_constants_that_leave_the_range_of_their_type_are_refused(factor: str) -
     assert report.skipped == {"mul": "the new scale does not fit float16"}
 
 
+def test_operators_that_broadcast_by_attributes_are_left_alone() -> None:
+    before, after, report = fused(
+        "n = InstanceNormalization (x, s, b) y = Mul <broadcast = 1, axis = 0> (n, f)",
+        graph="g (float[3,3,4,5] x) => (float[3,3,4,5] y)",
+        constants=AROUND,
+        head='<ir_version: 8, opset_import: ["" : 6]>',
+    )
+    assert ops(after) == ops(before)
+    assert not report.skipped
+
+
 # --- any shape ------------------------------------------------------------------------------------
 
 
