@@ -71,6 +71,8 @@ are looked for before the Div, Mul or Add that ends one is gone.
 """
 
 LEGALISING: tuple[str, ...] = (
+    "decompose-col2im",
+    "decompose-affine-grid",
     "narrow-doubles",
     "decompose-max-pool",
     "compute-bits-in-integers",
