@@ -93,6 +93,7 @@ LEGALISING: tuple[str, ...] = (
     "carry-bytes-in-floats",
     "expand-fused-operators",
     "expand-attention",
+    "dequantise-lstm",
 )
 """Built-in passes that rewrite what a target refuses into what it takes. They run on those nodes only,
 and what they make is kept where the target takes it."""
