@@ -10,7 +10,7 @@ stands in neither is one that no node follows, or that onnxruntime has no kernel
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,9 +87,14 @@ class _Draft:
         self._raising = raising
 
     def constant(self, argument: str, values: npt.ArrayLike, dtype: Any = np.int64) -> gs.Constant:
-        """Return a new constant to read as ``argument``."""
-        name = self._raising.fresh(f"{self.node.name}_{argument}")
-        return gs.Constant(name, np.asarray(values, dtype))
+        """Return a constant to read as ``argument``: one for all nodes that read the same."""
+        value = np.asarray(values, dtype)
+        key = (value.dtype.name, value.shape, value.tobytes())
+        found = self._raising.constants.get(key)
+        if found is None:
+            name = self._raising.fresh(f"{self.node.name}_{argument}")
+            found = self._raising.constants[key] = gs.Constant(name, value)
+        return found
 
     def dtype(self) -> np.dtype[Any] | None:
         """Return the type of the elements of the first input, or None where it is not known."""
@@ -387,7 +392,8 @@ class _Raising:
     to: int
     shapes: Callable[[], Shapes]
     fresh: Callable[[str], str]
-    plans: dict[tuple[str, int], list[tuple[int, Step]] | None]
+    plans: dict[tuple[str, int], list[tuple[int, Step]] | None] = field(default_factory=dict)
+    constants: dict[Any, gs.Constant] = field(default_factory=dict)
 
     def plan(self, op: str, after: int) -> list[tuple[int, Step]] | None:
         """Return what a node of ``op`` has to do, in order; None where it cannot follow."""
@@ -443,7 +449,7 @@ def raise_opset(
         return True
     if graph.opset < OLDEST or version > NEWEST:
         return False
-    raising = _Raising(graph.opset, version, shapes, fresh or Names(graph).fresh, {})
+    raising = _Raising(graph.opset, version, shapes, fresh or Names(graph).fresh)
     drafts: list[_Draft] = []
     for node in all_nodes(graph):
         if node.domain:

@@ -28,6 +28,7 @@ ORDER = (
     "fold-constants",
     "inline-constant-if",
     "remove-identities",
+    "trim-bodies",
     "remove-casts-of-whole-numbers",
     "fold-shapes",
     "remove-expands",
