@@ -72,6 +72,7 @@ are looked for before the Div, Mul or Add that ends one is gone.
 """
 
 LEGALISING: tuple[str, ...] = (
+    "take-reduction-out-of-scatters",
     "turn-resizes-into-products",
     "decompose-col2im",
     "decompose-affine-grid",
