@@ -17,7 +17,7 @@ MAX_NODES = 32
 """How many nodes before a tensor are looked at."""
 
 SMALL_BYTES = 64 * 1024
-"""Constants beyond this are not looked into."""
+"""Constants beyond this are not looked into, unless a pass made them: then they are in memory."""
 
 MOVING = frozenset(
     {
@@ -149,7 +149,8 @@ class _Search:
 
 
 def _of_constant(tensor: gs.Constant) -> Whole | None:
-    if tensor._values.nbytes > SMALL_BYTES or np.dtype(tensor.dtype).kind not in "fiu":
+    is_at_hand = isinstance(tensor._values, np.ndarray) or tensor._values.nbytes <= SMALL_BYTES
+    if not is_at_hand or np.dtype(tensor.dtype).kind not in "fiu":
         return None
     values = np.asarray(tensor.values)
     if values.size == 0 or not np.all(np.isfinite(values)) or np.any(values != np.rint(values)):

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from builder_says import Builder, profile_of
 from graphs import rewrite, run, seeded_inputs, text
+from onnx import numpy_helper
 
 from optc.passes.carry_bytes_in_floats import CarryBytesInFloats
 from optc.passes.graph import export_model, import_model
@@ -86,6 +87,23 @@ def test_between_quantise_and_dequantise_no_integer_is_left(tensorrt: Builder) -
     inputs = seeded_inputs(before, dynamic=3)
     np.testing.assert_array_equal(run(legal, inputs)["y"], run(before, inputs)["y"])
     assert tensorrt.refusal(legal, profiles=(profile_of(before),)) == ""
+
+
+def test_a_large_table_of_bytes_leaves_no_cast() -> None:
+    model = onnx.parser.parse_model(
+        HEAD
+        + """
+        g (int64[N] i) => (float[N,256] y) <float s = {0.01}, uint8 z = {3}>
+        { q = Gather (w, i)  y = DequantizeLinear (q, s, z) }"""
+    )
+    table = np.random.default_rng(0).integers(0, 256, (500, 256), np.uint8)
+    model.graph.initializer.append(numpy_helper.from_array(table, "w"))
+    graph = import_model(model)
+    optimise(graph, [PASS, MakeZeroPointsZero(), RemoveCastsOfWholeNumbers(), RemoveIdentities()])
+    legal = export_model(graph)
+    assert [node.op_type for node in legal.graph.node] == ["Gather", "Sub", "Mul"]
+    inputs = {"i": np.array([0, 499, 7])}
+    np.testing.assert_array_equal(run(legal, inputs)["y"], run(model, inputs)["y"])
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int64", "float"])
