@@ -465,7 +465,7 @@ def _checked(spec: Path) -> CheckedSpec:
     from optc.passes import registry
     from optc.specs.check import check
 
-    checked = check(spec, known_passes=registry.names)
+    checked = check(spec, known_passes=registry.names, options_of=registry.options_of)
     gc.enable()  # what follows takes its time
     return checked
 

@@ -64,7 +64,7 @@ def compile_spec(
     """
     from optc.optimizer.runtime import load
 
-    checked = check(spec, known_passes=registry.names)
+    checked = check(spec, known_passes=registry.names, options_of=registry.options_of)
     folder = Path(output) if output is not None else Path("build") / checked.path.stem
     compile_package(checked, folder, targets=targets).check()
     return load(folder)
@@ -267,8 +267,8 @@ def _decided(
     legaliser = Legaliser(
         prepared.question,
         oracle,
-        legalisers=registry.legalisers(spec.passes.disable),
-        optimisers=registry.passes(spec.passes.disable),
+        legalisers=registry.legalisers(spec.passes.disable, spec.passes.options),
+        optimisers=registry.passes(spec.passes.disable, options=spec.passes.options),
         place=store.for_stage,
         folder=folder / "stages",
         tf32=tf32,

@@ -58,9 +58,8 @@ def prepare(checked: CheckedSpec, progress: Progress, after: AfterStep | None = 
 
     progress.step("running graph passes")
     ranges = _ranges(checked)
-    report = optimise(
-        graph, registry.passes(spec.passes.disable), points=kept, ranges=ranges, after=after
-    )
+    passes = registry.passes(spec.passes.disable, options=spec.passes.options)
+    report = optimise(graph, passes, points=kept, ranges=ranges, after=after)
     finish(graph)
     for node in all_nodes(graph):  # finish() makes nodes that stand for none
         if node.name not in report.origins:

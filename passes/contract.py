@@ -176,11 +176,18 @@ class Option:
         type: int, float, bool or str.
         default: What holds where it is not set.
         help: What it is, in one phrase.
+        least: The least that a number may be; None for no bound.
     """
 
     type: type[Any]
     default: Any
     help: str
+    least: float | None = None
+
+
+def option(default: Any, help_: str, *, least: float | None = None) -> Any:
+    """Return a field of a pass that a spec may set."""
+    return field(default=default, metadata={"help": help_, "least": least})
 
 
 class Pass(ABC):
@@ -207,7 +214,10 @@ class Pass(ABC):
         if not is_dataclass(cls):
             return {}
         return {
-            f.name: Option(type(f.default), f.default, str(f.metadata["help"])) for f in fields(cls)
+            f.name: Option(
+                type(f.default), f.default, str(f.metadata["help"]), f.metadata.get("least")
+            )
+            for f in fields(cls)
         }
 
     @classmethod

@@ -31,10 +31,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from optc.passes.contract import Facts, Pass, Report
+from optc.passes.contract import Facts, Pass, Report, option
 from optc.passes.determinism import is_deterministic
 from optc.passes.graph import (
     Array,
@@ -46,28 +47,32 @@ from optc.passes.graph import (
     remove_dead,
 )
 
-GROWTH_BYTES = 64 * 1024
-"""A value of up to this many bytes folds, whatever it is made from."""
-
-GROWTH_SHARE = 50
-"""All larger values together may add one byte to this many of the graph's constants."""
-
 HUGE_BYTES = 2**30
 """A node that makes more than this is not computed, however little is left of it in the end."""
 
 QUANTISING = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
+@dataclass(frozen=True)
 class FoldConstants(Pass):
     """Compute what follows from constants."""
 
     name = "fold-constants"
 
+    growth_bytes: int = option(
+        64 * 1024, "a value of up to so many bytes folds, whatever it is made from", least=0
+    )
+    growth_share: int = option(
+        50,
+        "all larger values together may add one byte to so many of the graph's constants",
+        least=1,
+    )
+
     def run(self, graph: gs.Graph, facts: Facts) -> Report:
         """Fold what can be folded in ``graph``."""
         report = Report()
-        _read_through_identities(graph, facts, report)
-        folding = _Folding(graph, facts)
+        _read_through_identities(graph, facts, report, self.growth_bytes)
+        folding = _Folding(graph, facts, self)
         values = folding.values(report)
         for node in folding.nodes:
             for index, tensor in enumerate(node.outputs):
@@ -79,14 +84,16 @@ class FoldConstants(Pass):
         return report
 
 
-def _read_through_identities(graph: gs.Graph, facts: Facts, report: Report) -> None:
+def _read_through_identities(
+    graph: gs.Graph, facts: Facts, report: Report, growth_bytes: int
+) -> None:
     """Let the readers of a constant's Identity read the constant itself: no byte is copied."""
     for node in graph.nodes:
         if node.op != "Identity" or node.domain or not is_constant(node.inputs[0]):
             continue
         constant, output = node.inputs[0], node.outputs[0]
         redirect(output, constant)
-        if facts.is_kept(output) and constant._values.nbytes <= GROWTH_BYTES:
+        if facts.is_kept(output) and constant._values.nbytes <= growth_bytes:
             node.outputs[0] = gs.Variable.empty()
             output.to_constant(constant._values)
         elif facts.is_kept(output):
@@ -96,8 +103,9 @@ def _read_through_identities(graph: gs.Graph, facts: Facts, report: Report) -> N
 class _Folding:
     """The nodes of a graph that fold."""
 
-    def __init__(self, graph: gs.Graph, facts: Facts) -> None:
+    def __init__(self, graph: gs.Graph, facts: Facts, limits: FoldConstants) -> None:
         self.graph = graph
+        self.limits = limits
         self.facts = facts
         self.why_not: dict[str, str] = {}
         self.nodes: list[gs.Node] = []
@@ -191,15 +199,15 @@ class _Folding:
 
         Each byte of a constant that is gone pays for one byte of one value.
         """
-        if all(size <= GROWTH_BYTES for size in sizes.values()):
+        if all(size <= self.limits.growth_bytes for size in sizes.values()):
             return {}
         unspent: dict[int, int] = {}
-        allowance = _constant_bytes(self.graph) // GROWTH_SHARE
+        allowance = _constant_bytes(self.graph) // self.limits.growth_share
         growing = {}
         for name, node in wanted.items():
-            if sizes.get(name, 0) <= GROWTH_BYTES:
+            if sizes.get(name, 0) <= self.limits.growth_bytes:
                 continue
-            price = sizes[name] - GROWTH_BYTES
+            price = sizes[name] - self.limits.growth_bytes
             for constant in self.freed_by(node):
                 left = unspent.setdefault(id(constant), constant._values.nbytes)
                 paid = min(left, price)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,9 @@ from optc.specs.source import Source, find, find_key, read
 
 KnownPasses = Iterable[str] | Callable[[], Iterable[str]]
 """Names of the passes there are. A function is called only where a spec names passes."""
+
+OptionsOf = Callable[[str], Mapping[str, tuple[type[object], float | None]]]
+"""Name of a pass -> name of an option -> its type, and the least it may be if it is a number."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,18 @@ class CheckedSpec:
         return None if node is None else self._source.place(node)
 
 
-def check(path: str | Path, *, known_passes: KnownPasses | None = None) -> CheckedSpec:
+def check(
+    path: str | Path,
+    *,
+    known_passes: KnownPasses | None = None,
+    options_of: OptionsOf | None = None,
+) -> CheckedSpec:
     """Return the spec in the file at ``path``, checked.
 
     Args:
         path: Of the spec file. Paths in the file are taken from its folder.
-        known_passes: What ``passes.disable`` may name; None where anything goes.
+        known_passes: What ``passes`` may name; None where anything goes.
+        options_of: Tells which options a known pass has, and their types; None where anything goes.
 
     Raises:
         SpecError: With every mistake in the file, in the order of its lines.
@@ -86,6 +95,7 @@ def check(path: str | Path, *, known_passes: KnownPasses | None = None) -> Check
         *reading.problems,
         *_not_yet(source, reading),
         *_unknown_passes(source, reading, known_passes),
+        *_wrong_options(source, reading, known_passes, options_of),
         *_missing_data(source, reading, folder),
     ]
     model_path = folder / reading.spec.model.path
@@ -127,8 +137,8 @@ def _order(problem: Diagnostic) -> tuple[int, int]:
     return (problem.place.line, problem.place.column) if problem.place else (0, 0)
 
 
-def _place(source: Source, reading: Reading, *keys: str | int) -> Place | None:
-    node = find(reading.root, *keys)
+def _place(source: Source, reading: Reading, *keys: str | int, key: bool = False) -> Place | None:
+    node = find_key(reading.root, *keys) if key else find(reading.root, *keys)
     return None if node is None else source.place(node)
 
 
@@ -157,12 +167,15 @@ def _not_yet(source: Source, reading: Reading) -> list[Diagnostic]:
 def _unknown_passes(
     source: Source, reading: Reading, known_passes: KnownPasses | None
 ) -> list[Diagnostic]:
-    disabled = reading.spec.passes.disable
-    if not disabled or known_passes is None:
+    passes = reading.spec.passes
+    if not (passes.disable or passes.options) or known_passes is None:
         return []
-    known = sorted(known_passes() if callable(known_passes) else known_passes)
+    known = _names(known_passes)
+    named: list[tuple[str, tuple[str, str | int], bool]]
+    named = [(name, ("disable", index), False) for index, name in enumerate(passes.disable)]
+    named += [(name, ("options", name), True) for name in passes.options]
     found = []
-    for index, name in enumerate(disabled):
+    for name, keys, is_key in named:
         if name in known:
             continue
         near = nearest(name, known)
@@ -172,10 +185,70 @@ def _unknown_passes(
                 "unknown-pass",
                 f"there is no pass called `{name}`",
                 f"write `{near}`, or {listing}" if near else listing,
-                _place(source, reading, "passes", "disable", index),
+                _place(source, reading, "passes", *keys, key=is_key),
             )
         )
     return found
+
+
+def _wrong_options(
+    source: Source,
+    reading: Reading,
+    known_passes: KnownPasses | None,
+    options_of: OptionsOf | None,
+) -> list[Diagnostic]:
+    given = reading.spec.passes.options
+    if not given or known_passes is None or options_of is None:
+        return []
+    found = []
+    for name in given.keys() & set(_names(known_passes)):
+        types = options_of(name)
+        for option, value in given[name].items():
+            keys = ("passes", "options", name, option)
+            wanted, least = types.get(option, (None, None))
+            if wanted is None:
+                near = nearest(option, types)
+                has = ", ".join(f"`{each}`" for each in types) or "no options"
+                found.append(
+                    Diagnostic(
+                        "unknown-option",
+                        f"the pass `{name}` has no option `{option}`",
+                        f"write `{near}`" if near else f"it has {has}",
+                        _place(source, reading, *keys, key=True),
+                    )
+                )
+            elif type(value) is not wanted and (wanted, type(value)) != (float, int):
+                found.append(
+                    Diagnostic(
+                        "wrong-type",
+                        f"the option `{option}` of the pass `{name}` takes {_NOUNS[wanted]}, "
+                        f"not {_NOUNS[type(value)]}",
+                        f"see `optc passes {name}`",
+                        _place(source, reading, *keys),
+                    )
+                )
+            elif least is not None and not isinstance(value, str) and value < least:
+                found.append(
+                    Diagnostic(
+                        "out-of-range",
+                        f"the option `{option}` of the pass `{name}` is {value}",
+                        f"write {least:g} or more",
+                        _place(source, reading, *keys),
+                    )
+                )
+    return found
+
+
+_NOUNS: Mapping[type[object], str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+}
+
+
+def _names(known: KnownPasses) -> list[str]:
+    return sorted(known() if callable(known) else known)
 
 
 def _missing_data(source: Source, reading: Reading, folder: Path) -> list[Diagnostic]:

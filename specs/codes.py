@@ -23,6 +23,7 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
         "unknown-key": "A mapping has a key that means nothing there.",
         "missing-key": "A mapping lacks a key that it must have.",
         "empty-value": "Nothing stands where a value has to stand.",
+        "unknown-option": "A pass has no option of that name.",
         "wrong-type": "A value is of another type than it must be, such as text for a number.",
         "wrong-length": "A list has more or fewer values than it must have.",
         "out-of-range": "A number is smaller or larger than it may be.",

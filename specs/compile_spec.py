@@ -405,6 +405,10 @@ class Passes(Part):
     disable: Annotated[tuple[Name, ...], Field(strict=False)] = Field(
         default=(), description="Passes that must not run; `optc passes` lists them."
     )
+    options: Mapping[Name, Mapping[Name, bool | int | float | str]] = Field(
+        default={},
+        description="Name of a pass -> its options; `optc passes PASS` tells which it has.",
+    )
 
 
 class Partition(Part):

@@ -31,6 +31,12 @@ RANGES = "dims: {batch: {min: 1, opt: 4, max: 8}, height: 32, ids_0: 5}\n"
 HEAD = "version: 1\nmodel: m.onnx\n"
 VALID = HEAD + RANGES
 
+OPTIONS: dict[str, dict[str, tuple[type[object], float | None]]] = {
+    "fold-constants": {"growth_bytes": (int, 0)},
+    "fuse-gelu": {},
+}
+"""Passes and their options, as a registry would tell them."""
+
 
 def write_model(folder: Path, text: str = MODEL) -> Path:
     """Write the model that ``text`` (onnx.parser's) describes to ``folder``/m.onnx.
@@ -51,7 +57,7 @@ def write_model(folder: Path, text: str = MODEL) -> Path:
 def checked(text: str, name: str = "spec.yaml") -> CheckedSpec:
     """Write a spec to the current folder and check it."""
     Path(name).write_text(text, encoding="utf-8", newline="")
-    return check(name, known_passes=["fold-constants", "fuse-gelu"])
+    return check(name, known_passes=OPTIONS, options_of=OPTIONS.__getitem__)
 
 
 def faults(text: str, name: str = "spec.yaml") -> tuple[Diagnostic, ...]:

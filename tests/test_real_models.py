@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 from models.materialise import materialise
 
 from optc.specs.manifest import Manifest
@@ -16,11 +17,14 @@ from optc.specs.manifest import Manifest
 RealModel = Callable[[str], Path]
 
 
-def compiled(model: Path, folder: Path, dims: str) -> Manifest:
+def compiled(model: Path, folder: Path, dims: str, *lines: str) -> Manifest:
     spec = folder / "spec.yaml"
     target = '{name: ada, compute_capability: "8.9"}'
     model_path = json.dumps(str(model))
-    spec.write_text(f"version: 1\nmodel: {model_path}\ndims: {dims}\ntargets: [{target}]\n")
+    spec.write_text(
+        f"version: 1\nmodel: {model_path}\ndims: {dims}\ntargets: [{target}]\n"
+        + "".join(f"{line}\n" for line in lines)
+    )
     command = [sys.executable, "-m", "optc", "compile", "spec.yaml", "-o", "package", "--json"]
     done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -39,13 +43,29 @@ def test_the_same_seed_gives_the_same_weights(real_model: RealModel, tmp_path: P
 def test_a_deformable_convolution_is_cut_out_of_a_backbone(
     real_model: RealModel, tmp_path: Path
 ) -> None:
-    manifest = compiled(real_model("dcn_resnet18"), tmp_path, "{batch: {min: 1, opt: 2, max: 8}}")
+    as_it_is = "passes: {disable: [decompose-deform-conv]}"
+    dims = "{batch: {min: 1, opt: 2, max: 8}}"
+    manifest = compiled(real_model("dcn_resnet18"), tmp_path, dims, as_it_is)
     runtimes = [stage.runtime for stage in manifest.stages_of(manifest.targets[0])]
     assert runtimes == ["tensorrt", "onnxruntime", "tensorrt", "onnxruntime", "tensorrt"]
     for stage in manifest.stages:
         assert [reason.op for reason in stage.why] == ["DeformConv"] * (
             stage.runtime == "onnxruntime"
         )
+
+
+def test_a_deformable_convolution_that_is_spelt_out_leaves_one_engine(
+    real_model: RealModel, tmp_path: Path
+) -> None:
+    manifest = compiled(real_model("dcn_resnet18"), tmp_path, "{batch: {min: 1, opt: 2, max: 8}}")
+    [stage] = manifest.stages
+    assert stage.runtime == "tensorrt"
+    assert [(each.op, each.passes) for each in stage.legalised] == [
+        ("DeformConv", ("decompose-deform-conv",))
+    ] * 2
+    whole = onnx.load(tmp_path / "package" / "model.onnx", load_external_data=False)
+    assert set(stage.nodes) == {node.name for node in whole.graph.node}
+    assert {each.node for each in stage.legalised} <= set(stage.nodes)
 
 
 def test_a_detector_keeps_its_work_in_engines(real_model: RealModel, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from optc.passes import registry
 from optc.passes.contract import Pass
+from optc.passes.fold_constants import FoldConstants
 from optc.specs.diagnostic import EnvironmentFault
 
 
@@ -74,3 +75,18 @@ def test_a_plugin_that_takes_the_name_of_a_built_in_pass_is_refused(
     with pytest.raises(EnvironmentFault) as caught:
         registry.names()
     assert caught.value.diagnostics[0].code == "bad-plugin"
+
+
+def test_a_pass_gets_the_options_that_are_given() -> None:
+    passes = registry.passes(options={"fold-constants": {"growth_bytes": 7}})
+    [found] = [each for each in passes if isinstance(each, FoldConstants)]
+    assert found.growth_bytes == 7
+    assert registry.options_of("fold-constants")["growth_bytes"] == (int, 0)
+    assert registry.options_of("remove-dead") == {}
+
+
+def test_only_the_named_passes_come_in_running_order_also_those_that_legalise() -> None:
+    names = ["decompose-deform-conv", "fold-shapes", "remove-dead"]
+    assert [each.name for each in registry.passes(only=names)] == names[::-1]
+    assert not {each.name for each in registry.passes()} & set(registry.LEGALISING)
+    assert [each.name for each in registry.legalisers()] == list(registry.LEGALISING)

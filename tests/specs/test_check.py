@@ -51,6 +51,7 @@ MISTAKES = {
     "bad-selector": VALID + "partition: {off_tensorrt: [{}]}\n",
     "dims-and-profiles": VALID + "profiles: [{batch: 1, height: 32, ids_0: 5}]\n",
     "not-in-this-version": VALID + "precision: fp16\n",
+    "unknown-option": VALID + "passes: {options: {fold-constants: {growth_byte: 1}}}\n",
     "unknown-pass": VALID + "passes: {disable: [fuse-gelo]}\n",
     "no-data": VALID + "verify: {data: '*.npz'}\n",
     "model-not-found": VALID.replace("m.onnx", "n.onnx"),
@@ -107,6 +108,28 @@ error[unknown-pass]: there is no pass called `fuse-gelo`
   |       ^^^^^^^^^
   do: write `fuse-gelu`, or see all of them with `optc passes`"""
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ("{fold-constants: {growth_bytes: 1000}}", None, ""),
+        (
+            "{fold-constants: {growth_bytes: 1.5}}",
+            "wrong-type",
+            "takes a whole number, not a number",
+        ),
+        ("{fold-constants: {growth_bytes: true}}", "wrong-type", "not true or false"),
+        ("{fold-constants: {growth_bytes: -1}}", "out-of-range", "is -1"),
+        ("{fold-constants: {growth_byte: 1}}", "unknown-option", "write `growth_bytes`"),
+        ("{fuse-gelu: {tanh: true}}", "unknown-option", "it has no options"),
+        ("{fuse-gelo: {}}", "unknown-pass", "write `fuse-gelu`"),
+    ],
+)
+def test_options_of_passes_are_checked(options: str, code: str | None, words: str) -> None:
+    text = VALID + f"passes: {{options: {options}}}\n"
+    assert codes(text) == ([code] if code else [])
+    assert words in rendered(text)
 
 
 def test_a_mistyped_key() -> None:
