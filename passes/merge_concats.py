@@ -88,6 +88,7 @@ def _flatten(first: gs.Node, readers: list[gs.Node], facts: Facts, report: Repor
     made = first.outputs[0]
     if not readers or not all(_is_same_axis(first, node, facts) for node in readers):
         return
+    _ = facts.shapes  # inferred before anything changes
     for node in readers:
         inputs = [
             part

@@ -34,6 +34,25 @@ def test_concats_become_one() -> None:
     assert_same_numbers(before, after, rtol=0)
 
 
+def test_concats_and_parts_of_one_tensor_in_one_run() -> None:
+    before, after, _ = rewrite(
+        HEAD
+        + """
+        g (float[2,3] x) => (float[2,3] y, float[2,9] z)
+        <int64[2] parts = {1, 2}>
+        {
+            t = Concat <axis = 1> (x, x)
+            z = Concat <axis = 1> (t, x)
+            a, b = Split <axis = 1> (x, parts)
+            c = Concat <axis = 1> (a, b)
+            y = Neg (c)
+        }""",
+        MergeConcats(),
+    )
+    assert [node.op_type for node in after.graph.node] == ["Concat", "Concat", "Neg"]
+    assert_same_numbers(before, after, rtol=0)
+
+
 TAKEN = {
     "all of a split": ("a, b = Split <axis = 1> (x, s24) n = Concat <axis = 1> (a, b)", "Concat"),
     "all of slices": (
