@@ -22,7 +22,7 @@ from optc.passes.graph import reads
 from optc.passes.legalising import Recipe
 from optc.passes.profile_check import why_not_at
 from optc.passes.split import Runtime, Stage, split, why_not_whole
-from optc.passes.tensorrt_rule import shape_readers, why_not_its_types
+from optc.passes.tensorrt_rule import shape_readers, why_not_its_rounds, why_not_its_types
 from optc.specs.compile_spec import Range, Target
 from optc.specs.diagnostic import Diagnostic, ModelError, OptcError, Place, SpecError
 
@@ -221,11 +221,11 @@ class Question:
 
 
 def by_rule(graph: gs.Graph) -> Off:
-    """Return the nodes whose types TensorRT does not have."""
+    """Return the nodes whose types TensorRT does not have, or that it takes and gets wrong."""
     return {
         node.name: Refused("rule", reason)
         for node in graph.nodes
-        if (reason := why_not_its_types(node))
+        if (reason := why_not_its_types(node) or why_not_its_rounds(node))
     }
 
 

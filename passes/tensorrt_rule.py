@@ -69,6 +69,46 @@ def _quantises_to_uint8(node: gs.Node) -> bool:
     return node.attrs.get("output_dtype", 0) in (0, TensorProto.UINT8)
 
 
+def why_not_its_rounds(node: gs.Node) -> str | None:
+    """Return why TensorRT would give an output of the Loop ``node`` a wrong extent, or None.
+
+    A scan output has one entry for each round. Where a condition may end a Loop early, TensorRT
+    takes it all the same, with as many entries as the trip count says.
+    """
+    inner = (n for body in bodies_of(node) for n in all_nodes(body))
+    for each in (node, *inner):
+        if each.op != "Loop" or each.domain:
+            continue
+        body = each.attrs["body"]
+        carried = len(each.inputs) - 2
+        if len(body.outputs) - 1 > carried and not _runs_to_its_end(each):
+            return (
+                "its condition may end it before the trip count is reached; TensorRT would give its "
+                "scan outputs an entry for each round that was not made, too"
+            )
+    return None
+
+
+def _runs_to_its_end(loop: gs.Node) -> bool:
+    """Whether the condition of ``loop`` is true at first and stays so."""
+    body = loop.attrs["body"]
+    first, last = loop.inputs[1], _through_identities(body.outputs[0])
+    always = last is body.inputs[1] or _is_true(last)
+    return always and (not first.name or _is_true(first))
+
+
+def _through_identities(tensor: gs.Tensor) -> gs.Tensor:
+    maker = producer(tensor)
+    while maker is not None and maker.op == "Identity" and not maker.domain:
+        tensor = maker.inputs[0]
+        maker = producer(tensor)
+    return tensor
+
+
+def _is_true(tensor: gs.Tensor) -> bool:
+    return isinstance(tensor, gs.Constant) and bool(np.all(tensor.values))
+
+
 def shape_operands(node: gs.Node) -> list[gs.Tensor]:
     """Return the inputs of ``node`` that say how large something is, constants left out."""
     if node.domain:
