@@ -20,6 +20,7 @@ Why it holds, bit by bit:
   changes nothing where it ends in the shape it began with;
 - x * 1, x / 1, x ** 1, x - 0 where the constant does not widen x. x + 0 is exact for integers; for
   floats only x + -0.0 is, as 0.0 turns -0.0 into 0.0;
+- Where with a condition that is all true or all false, where what it chooses is not widened;
 - Neg and Not of themselves; Relu, Abs, Ceil, Floor, Round and Sign of themselves;
 - a Cast back from a type that holds every value of the first.
 
@@ -377,6 +378,15 @@ def _keeps_zeros(zeros: Array | None, *, of_sum: bool) -> bool:
     return bool(np.all(np.signbit(zeros.astype(np.float64)) == of_sum))
 
 
+def _where(node: gs.Node, facts: Facts) -> gs.Tensor | None:
+    """A choice that is always the same one."""
+    condition = _value(node, 0, facts)
+    for index, choice in ((1, True), (2, False)):
+        if _is_all(condition, choice) and _same_shape(node.inputs[index], node.outputs[0], facts):
+            return node.inputs[index]
+    return None
+
+
 def _idempotent(node: gs.Node, facts: Facts) -> gs.Tensor | None:
     return None if _same_op_before(node) is None else node.inputs[0]
 
@@ -412,6 +422,7 @@ RULES: dict[str, Rule] = {
     "Tile": _widening,
     "Transpose": _transpose,
     "Upsample": _resize,
+    "Where": _where,
     **dict.fromkeys(RESHAPING, _reshape),
     **dict.fromkeys(IDEMPOTENT, _idempotent),
     **dict.fromkeys(INVOLUTIONS, _involution),

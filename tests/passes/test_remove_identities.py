@@ -16,6 +16,7 @@ CONSTANTS = """
      int64[2] all = {-1, 3}, int64[1] a0 = {0}, int64[1] a1 = {1}, int64[1] m1 = {-1},
      int64[1] big = {99}, int64[4] nopads = {0, 0, 0, 0}, int64[4] shift = {1, 0, -1, 0},
      float[2] scales = {1, 1}, float[2] nearly = {1.01, 1}, int64[2] twos = {1, 1},
+     bool always = {1}, bool[1,3] never = {0, 0, 0}, bool[3] mixed = {1, 0, 1},
      float[0,3] nothing = {}, float empty = {0}>
 """
 
@@ -43,6 +44,8 @@ REMOVED = {
     "power": "n = Pow (x, i1)",
     "plus minus zero": "n = Add (x, minus)",
     "minus zero": "n = Sub (x, zero)",
+    "always": "n = Where (always, e, zero)",
+    "never": "n = Where (never, ones, x)",
     "turned twice": "t = Transpose (x) n = Transpose (t)",
     "negated twice": "t = Neg (x) n = Neg (t)",
     "up and down": "t = Cast <to = 11> (x) n = Cast <to = 1> (t)",
@@ -76,6 +79,8 @@ STAYS = {
     "backwards": "n = Slice (x, m1, edge, a1, m1)",
     "shifted": "n = Pad (x, shift)",
     "scaled by a little": "n = Resize <mode = 'linear'> (x, , nearly)",
+    "now and then": "n = Where (mixed, e, zero)",
+    "chosen and widened": "n = Where (always, ones, x)",
     "turned once": "n = Transpose <perm = [1, 0]> (x)",
     "kept proportions": "n = Resize <keep_aspect_ratio_policy = 'not_larger'> (x, , , same)",
 }
