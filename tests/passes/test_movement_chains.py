@@ -218,8 +218,8 @@ class Chain:
             self.constants,
         )
         imports = [helper.make_opsetid("", 17)]
-        x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-        return helper.make_model(graph, opset_imports=imports, ir_version=8), {"x": x}
+        values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        return helper.make_model(graph, opset_imports=imports, ir_version=8), {"x": values}
 
 
 @st.composite
