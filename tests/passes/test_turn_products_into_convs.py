@@ -53,6 +53,12 @@ PRODUCTS = {
     "{ y = Gemm <alpha = 0.5, beta = 2.0> (x, w, b) }",
     "linear, both turned": f"g (float[4,N] x, float[N,1] b) => (float[N,3] y) {LEFT}"
     "{ y = Gemm <transA = 1, transB = 1, beta = 2.0> (x, w, b) }",
+    "integers": "g (float[N,2,4] x) => (float[N,2,3] y) <int8[4,3] i = {1,2,3,4,5,6,7,8,9,10,11,12}, "
+    "float[3] s = {0.5, 2, 3}, int8[3] z = {0, 0, 0}>"
+    "{ w = DequantizeLinear <axis = -1> (i, s, z)  y = MatMul (x, w) }",
+    "linear, integers": "g (float[N,4] x) => (float[N,3] y) "
+    "<int8[3,4] i = {1,2,3,4,5,6,7,8,9,10,11,12}, float s = {0.5}>"
+    "{ w = DequantizeLinear (i, s)  y = Gemm <transB = 1, alpha = 3.0> (x, w) }",
     "linear, a number": f"g (float[N,4] x) => (float[N,3] y) {WEIGHTS[:-1]}, float b = {{1}}>"
     "{ y = Gemm (x, w, b) }",
 }
