@@ -17,8 +17,10 @@ import json
 import os
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal, Self
 
@@ -259,13 +261,16 @@ class Oracle:
     def alone(self, model: ModelProto, names: Collection[str]) -> dict[str, ModelProto]:
         """Return each of the nodes ``names`` as a model of its own.
 
+        Behind it stands what narrows its result: how much of it is read may decide how it can be
+        rewritten.
+
         Args:
             model: Typed as for `refusals`.
             names: Of nodes of the main graph. One with a tensor that cannot enter or leave an
                 engine is left out.
         """
         graph = _Graph(model)
-        found = {name: graph.alone(graph.nodes[name]) for name in names}
+        found = {name: graph.alone(graph.nodes[name], narrowed=True) for name in names}
         return {name: part for name, part in found.items() if part is not None}
 
     def verdicts(
@@ -530,9 +535,15 @@ class _Graph:
         """Return the first ``length`` nodes."""
         return self._part(list(self.nodes.values())[:length])
 
-    def alone(self, node: NodeProto) -> ModelProto | None:
-        """Return ``node`` and what computes its sizes; None where a type is missing."""
-        chain = {node.name: node}
+    def alone(self, node: NodeProto, *, narrowed: bool = False) -> ModelProto | None:
+        """Return ``node`` and what computes its sizes; None where a type is missing.
+
+        Args:
+            node: Of the main graph.
+            narrowed: Whether to go on to what alone reads its result, and reads a part of it.
+        """
+        tail = self._narrowing(node) if narrowed else []
+        chain = {each.name: each for each in (node, *tail)}
         queue = [node]
         while queue:
             for name in _reads(queue.pop()):
@@ -542,10 +553,38 @@ class _Graph:
                     queue.append(producer)
         part = [node for name, node in self.nodes.items() if name in chain]
         entering = _entering(part) - self._constants.keys()
-        leaving = [name for name in node.output if name]
+        leaving = [name for name in (tail or [node])[-1].output if name]
         if not all(map(self._can_enter, entering)) or not all(map(self._has_dtype, leaving)):
             return None
         return self._part(part, leaving)
+
+    def _narrowing(self, node: NodeProto) -> list[NodeProto]:
+        """Return the chain of nodes behind ``node`` that each read but a part of what they read."""
+        chain: list[NodeProto] = []
+        while len(node.output) == 1 and node.output[0] not in self._outputs:
+            readers = self._readers.get(node.output[0], [])
+            if len(readers) != 1 or not self._narrows(readers[0], node.output[0]):
+                break
+            node = readers[0]
+            chain.append(node)
+        return chain
+
+    def _narrows(self, node: NodeProto, name: str) -> bool:
+        return (
+            node.op_type in ("Gather", "Slice", "Squeeze")
+            and node.domain in ("", "ai.onnx")
+            and node.input[0] == name
+            and all(other in self._constants for other in node.input[1:])
+        )
+
+    @cached_property
+    def _readers(self) -> dict[str, list[NodeProto]]:
+        """Name of a tensor -> the nodes of the main graph that read it, in bodies too."""
+        found: dict[str, list[NodeProto]] = defaultdict(list)
+        for node in self.nodes.values():
+            for name in set(_reads(node)):
+                found[name].append(node)
+        return found
 
     def _part(self, nodes: list[NodeProto], leaving: Sequence[str] | None = None) -> ModelProto:
         """Return a model of ``nodes``, which leaves ``leaving`` or what others read of it."""
