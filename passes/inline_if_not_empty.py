@@ -182,6 +182,8 @@ def _inline(graph: gs.Graph, node: gs.Node, facts: Facts, report: Report) -> Non
     for identity in connect(node, branch, facts):
         graph.nodes.append(identity)
         report.merged[identity.name] = (node.name,)
+    for inner in all_nodes(branch):
+        report.merged[inner.name] = (node.name, inner.name)
     for inner in branch.nodes:
         if inner.op in EXTREMES:
             _guard(graph, inner, facts, report)

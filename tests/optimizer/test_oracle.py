@@ -288,3 +288,30 @@ def test_bisection_that_runs_out_of_builds_names_the_range(oracle: Oracle) -> No
     assert suspects.builds == 2
     assert "n10" in suspects.nodes
     assert 1 < len(suspects.nodes) < 20
+
+
+NARROWED = """
+    g (float[1,9,4] boxes, float[1,1,9] scores) => (int64[m] y)
+    <int64[1] most = {{9}}, int64[1] last = {{2}}, int64[1] one = {{1}}, int64[1] zero = {{0}},
+     int64[1] five = {{5}}>
+    {{
+        [nms] rows = NonMaxSuppression (boxes, scores, most)
+        [box] column = Gather <axis = 1> (rows, last)
+        [flat] indices = Squeeze (column, one)
+        [cut] few = Slice (indices, zero, five)
+        [other] {tail}
+    }}"""
+
+
+@pytest.mark.parametrize(
+    ("tail", "expected"),
+    [
+        ("y = Neg (few)", ["nms", "box", "flat", "cut"]),
+        ("y = Sub (few, indices)", ["nms", "box", "flat"]),  # all of the indices are read too
+    ],
+)
+def test_a_node_alone_has_behind_it_what_narrows_its_result(
+    tail: str, expected: list[str], oracle: Oracle
+) -> None:
+    part = oracle.alone(model(NARROWED.format(tail=tail)), ["nms"])["nms"]
+    assert [node.name for node in part.graph.node] == expected
