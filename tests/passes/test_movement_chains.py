@@ -200,7 +200,8 @@ class Chain:
         steps += [self.patches, self.reshape, self.reshape, self.add, self.unary, self.repeat]
         for _ in range(self.integer(2, 8)):
             x = self.recent()
-            self.one_of(steps)(x, self.shapes[x])
+            some = steps if self.shapes[x] else [self.reshape, self.add, self.unary]
+            self.one_of(some)(x, self.shapes[x])
         made = [name for name in self.shapes if name != "x"]
         if not made:
             made = [self.emit("Neg", ["x"], shape)]
