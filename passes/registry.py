@@ -83,6 +83,7 @@ LEGALISING: tuple[str, ...] = (
     "inline-if-not-empty",
     "decompose-non-max-suppression",
     "decompose-non-zero",
+    "decompose-compress",
     "decompose-max-unpool",
     "decompose-dft",
     "decompose-det",
