@@ -205,6 +205,9 @@ class _Region:
 
     def best(self, perm: Perm) -> frozenset[int]:
         """Return the nodes that leave the fewest Transposes if they are turned by ``perm``."""
+        every = frozenset(key for key, layout in self.layouts.items() if layout.allows(perm))
+        if self.cost(every, perm) == 0:  # the usual case, and nothing is better
+            return every
         view = nx.DiGraph()
         view.add_nodes_from(["turned", "plain"])
         for key, layout in self.layouts.items():
