@@ -47,6 +47,9 @@ _CACHE_FORMAT: Final = 2
 _SMALL_BYTES: Final = 1024
 """Constants up to this size count with their values: an axis, a zero point, a shape."""
 
+_MOST_SIZES: Final = 64
+"""Of a tensor of sizes. A longer one, or one of any length, is data."""
+
 _SHAPE_OPS: Final = frozenset(
     {
         "Add",
@@ -613,7 +616,9 @@ class _Graph:
         info = self._types.get(name)
         if node.domain not in ("", "ai.onnx") or node.op_type not in _SHAPE_OPS or info is None:
             return False
-        return info.type.tensor_type.HasField("shape") and _rank(info) <= 1
+        if not info.type.tensor_type.HasField("shape") or _rank(info) > 1:
+            return False
+        return all(0 < dim.dim_value <= _MOST_SIZES for dim in info.type.tensor_type.shape.dim)
 
     def _has_dtype(self, name: str) -> bool:
         return name in self._types and self._types[name].type.tensor_type.elem_type in _DTYPES
