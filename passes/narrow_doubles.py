@@ -63,7 +63,7 @@ class NarrowDoubles(Pass):
     """Compute in float32 what float64 computes no more exactly."""
 
     name = "narrow-doubles"
-    group = "legalise"
+    group = "clean"
 
     def run(self, graph: gs.Graph, facts: Facts) -> Report:
         """Narrow what can be narrowed in ``graph``."""
