@@ -44,6 +44,10 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 ROOM = 1 / 64
 """What part of the range of a type a new addend may take: the sum needs room as well."""
 
+ROUNDING = frozenset({"Ceil", "Floor", "QuantizeLinear", "Round"})
+"""Ops that make a whole step of the last bit of what they read. A quantised model spells its
+quantisation out so, and the scale in front of the rounding has to stay what it is."""
+
 NOTHING = 1e-30
 """A channel whose largest weight is below this may vanish: training leaves such dead channels."""
 
@@ -424,6 +428,10 @@ def _after(linear: Linear, follower: gs.Node, facts: Facts) -> _Fold:
     """Return how ``follower`` would go into the node before it."""
     if any(facts.is_shared(node.outputs[0]) for node in (linear.node, linear.last)):
         raise Refused(f"the {linear.node.op} output has another reader")
+    if any(reader.op in ROUNDING for reader in follower.outputs[0].outputs):
+        raise Refused(
+            "its result is rounded: what another order of rounding moves would become a step"
+        )
     linear.require_constants()
     channels = linear.channels(facts)
     affine = affine_of(follower, channels, facts.opset)

@@ -380,3 +380,19 @@ def test_a_mul_of_two_results_or_with_another_operator_is_not_spoken_of() -> Non
         FoldMulIntoConv(),
     )
     assert report.merged == report.skipped == {}
+
+
+def test_a_scale_whose_result_is_rounded_stays() -> None:
+    _, after, report = rewrite(
+        HEAD
+        + """
+        g (float[1,1,2,2] x) => (float[1,1,2,2] y) <float[1,1,1,1] w = {2}, float s = {0.125}>
+        {
+            [conv] c = Conv (x, w)
+            [div]  d = Div (c, s)
+            [step] y = Round (d)
+        }""",
+        FoldMulIntoConv(),
+    )
+    assert len(after.graph.node) == 3
+    assert "its result is rounded" in report.skipped["div"]
