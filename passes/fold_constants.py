@@ -31,8 +31,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from optc.passes.contract import Facts, Pass, Report, option
@@ -122,7 +124,7 @@ class _Folding:
                 continue
             if node.op == "Identity" and is_constant(node.inputs[0]):
                 continue  # read through, or left for its name
-            if not all(is_constant(tensor) or id(tensor) in known for tensor in reads(node)):
+            if not _follows(node, known):
                 continue
             if not is_deterministic(node):
                 continue
@@ -153,22 +155,43 @@ class _Folding:
             sizes = {name: self.inferred_bytes(name) for name in wanted}
             if self.give_up(self.huge() | self.growing(wanted, sizes)):
                 continue
-            from optc.passes.evaluation import evaluate
+            values = {name: value for name in wanted if (value := self.inferred(name)) is not None}
+            bad: dict[str, str] = {}
+            if unknown := wanted.keys() - values.keys():
+                from optc.passes.evaluation import evaluate
 
-            found = evaluate(self.nodes, wanted, self.facts.opset)
-            bad = dict(found.failures)
+                found = evaluate(self.leading_to(unknown), unknown, self.facts.opset)
+                values |= found.values
+                bad |= found.failures
             if not bad:
                 bad = {
                     node.name: "its result is no tensor"
                     for name, node in wanted.items()
-                    if name not in found.values
+                    if name not in values
                 }
-            sizes = {name: value.nbytes for name, value in found.values.items()}
+            sizes = {name: value.nbytes for name, value in values.items()}
             if not self.give_up(bad or self.growing(wanted, sizes)):
                 report.skipped |= self.why_not
-                return found.values
+                return values
         report.skipped |= self.why_not
         return {}
+
+    def inferred(self, name: str) -> Array | None:
+        """Return a value that shape inference has computed already: integers are exact there."""
+        value = self.facts.shapes.constant(name)
+        if value is None or value.dtype.kind not in "biu":
+            return None
+        return np.array(value, order="C")
+
+    def leading_to(self, names: AbstractSet[str]) -> list[gs.Node]:
+        """Return the folding nodes that the tensors ``names`` are computed from, in order."""
+        needed = set(names)
+        found = []
+        for node in reversed(self.nodes):
+            if any(tensor.name in needed for tensor in node.outputs):
+                needed.update(tensor.name for tensor in reads(node))
+                found.append(node)
+        return found[::-1]
 
     def give_up(self, reasons: dict[str, str]) -> bool:
         """Take nodes out, and with them what follows from them."""
@@ -237,6 +260,14 @@ class _Folding:
                 ):
                     found[id(tensor)] = tensor
         return list(found.values())
+
+
+def _follows(node: gs.Node, known: AbstractSet[int]) -> bool:
+    """Whether all that ``node`` reads is constant, or has its ``id()`` in ``known``."""
+    for tensor in node.inputs:
+        if tensor.name and not isinstance(tensor, gs.Constant) and id(tensor) not in known:
+            return False
+    return not bodies_of(node) or all(is_constant(t) or id(t) in known for t in reads(node))
 
 
 def _constant_bytes(graph: gs.Graph) -> int:

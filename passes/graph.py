@@ -34,6 +34,10 @@ from optc.specs.diagnostic import Diagnostic, ModelError
 
 Array = npt.NDArray[Any]
 DEFAULT_DOMAINS = ("", "ai.onnx")
+
+WITH_BODIES = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+"""Operators of the default domain that have attributes which are graphs."""
+
 MAX_BODY_DEPTH = 64
 """Bodies nested deeper than this are refused: no exporter makes them, and recursion has an end."""
 
@@ -585,7 +589,7 @@ def nodes_of(graph: GraphProto) -> Iterator[NodeProto]:
 
 def bodies_of(node: gs.Node) -> list[gs.Graph]:
     """Return the bodies of a control-flow node, in the order of its attributes."""
-    if not node.attrs:  # the hottest function of the passes
+    if node.op not in WITH_BODIES and not node.domain:  # the hottest function of the passes
         return []
     return [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
 
@@ -751,13 +755,15 @@ def remove_dead(graph: gs.Graph, kept: frozenset[str]) -> list[gs.Node]:
     dead: list[gs.Node] = []
     alive: list[gs.Node] = []
     for node in reversed(graph.nodes):
-        if any(t.outputs or t.name in kept for t in node.outputs if t.name):
-            alive.append(node)
-            continue
-        dead.append(node)
-        for inner in (n for body in bodies_of(node) for n in all_nodes(body)):
-            detach(inner)
-        detach(node)
+        for tensor in node.outputs:
+            if tensor.name and (tensor.outputs or tensor.name in kept):
+                alive.append(node)
+                break
+        else:
+            dead.append(node)
+            for inner in (n for body in bodies_of(node) for n in all_nodes(body)):
+                detach(inner)
+            detach(node)
     if dead:
         graph.nodes = alive[::-1]
     return dead

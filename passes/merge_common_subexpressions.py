@@ -29,7 +29,7 @@ from onnx import AttributeProto
 
 from optc.passes.contract import Facts, Pass, Report
 from optc.passes.determinism import is_deterministic
-from optc.passes.graph import all_bodies, bodies_of, redirect
+from optc.passes.graph import StoredValues, all_bodies, bodies_of, redirect
 
 LARGE_BYTES = 64 * 1024
 """Constants beyond this are shared by a graph and its bodies; smaller ones stay where they are read."""
@@ -160,12 +160,18 @@ def _groups(candidates: list[gs.Constant]) -> Iterator[list[gs.Constant]]:
 
 
 def _sample(constant: gs.Constant) -> Hashable:
+    stored = constant._values
+    if stored.nbytes <= SAMPLE_BYTES and np.dtype(stored.dtype).kind != "O":
+        raw = stored.tensor.raw_data if isinstance(stored, StoredValues) else b""
+        return raw or _loaded(constant).tobytes()
     values = _loaded(constant).reshape(-1)
     count = max(1, SAMPLE_BYTES // max(1, values.itemsize))
     return _digest(values[:count]), _digest(values[-count:])
 
 
 def _all(constant: gs.Constant) -> Hashable:
+    if constant._values.nbytes <= SAMPLE_BYTES and np.dtype(constant.dtype).kind != "O":
+        return 0  # all of it was compared
     return _digest(_loaded(constant))
 
 

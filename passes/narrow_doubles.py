@@ -68,6 +68,8 @@ class NarrowDoubles(Pass):
     def run(self, graph: gs.Graph, facts: Facts) -> Report:
         """Narrow what can be narrowed in ``graph``."""
         report = Report()
+        if not any(cast.attrs["to"] == TensorProto.DOUBLE for cast in facts.nodes("Cast")):
+            return report  # nothing was widened
         for node in facts.nodes(*CHOOSING, *COMPARING, *ROUNDING, "Cast"):
             wide = [index for index, t in enumerate(node.inputs) if _is_double(t, facts)]
             if not wide or (node.op == "Cast" and node.attrs["to"] in _FLOATS):

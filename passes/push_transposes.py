@@ -35,12 +35,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
-import networkx as nx
 import onnx_graphsurgeon as gs
 
 from optc.passes.contract import Facts, Pass, Report
 from optc.passes.graph import Node, detach, producer, redirect
 from optc.passes.layout import Layout, is_free, layout_of, turn
+from optc.passes.minimum_cut import Network
 from optc.passes.movement import perm_of
 
 MOST_NODES = 2000
@@ -208,12 +208,10 @@ class _Region:
         every = frozenset(key for key, layout in self.layouts.items() if layout.allows(perm))
         if self.cost(every, perm) == 0:  # the usual case, and nothing is better
             return every
-        view = nx.DiGraph()
-        view.add_nodes_from(["turned", "plain"])
+        network = Network()
         for key, layout in self.layouts.items():
-            view.add_node(key)
             if not layout.allows(perm):
-                view.add_edge(key, "plain")
+                network.add("plain", key)
         for key, tensor in self.tensors.items():
             maker = self.before(tensor)
             made: int | str = self.makers.get(key, "plain")
@@ -225,13 +223,14 @@ class _Region:
             if any(found == perm for _, found in self.after(tensor)):
                 readers.add("turned")
             # One Transpose serves all that read a turned tensor plain, one all the other way round.
-            view.add_edge(made, ("plain", key), capacity=1)
-            view.add_edge(("turned", key), made, capacity=1)
-            view.add_edges_from((("plain", key), reader) for reader in readers)
-            view.add_edges_from((reader, ("turned", key)) for reader in readers)
-        # Of equal cuts, the one that turns least: it is the first side that is made large.
-        _, (_, turned) = nx.minimum_cut(view.reverse(copy=False), "plain", "turned")
-        return frozenset(turned & self.nodes.keys())
+            network.add(("plain", key), made, 1)
+            network.add(made, ("turned", key), 1)
+            for reader in readers:
+                network.add(reader, ("plain", key))
+                network.add(("turned", key), reader)
+        # Of equal cuts, the one that turns least.
+        turned = network.sink_side("plain", "turned", self.cost(frozenset(), perm))
+        return frozenset(key for key in self.nodes if turned is not None and key in turned)
 
     def cost(self, turned: frozenset[int], perm: Perm) -> int:
         """Return how many Transposes there are around and inside if ``turned`` are turned."""
