@@ -20,15 +20,16 @@ symbols of the graph's inputs, each of at least 1 where no range says otherwise.
 - An integer or boolean tensor of up to 1024 elements that comes out the same in every run becomes a
   constant. What only it was computed from is gone.
 - The target of a Reshape becomes a constant where each extent is a number, is that of the same axis
-  of the input (0: copied), or is the only one left (-1: the number of elements decides it). -1 is
-  written only beside extents that are never zero: with none of them zero there is one answer.
+  of the input (0: copied), or is the only one left (-1: the number of elements decides it). Where
+  there was no -1 before, it is written only beside extents that are never zero: with none of them
+  zero there is one answer.
 - The target of an Expand becomes a constant where each extent is a number or that of the input's
   axis (1: kept).
 - The ends of a Slice become constants where each is a number or the end of the axis.
 
-Skips, with the reason in the report: a target or an end that only the run knows. Leaves the
-branches of an If alone: the extents at hand may belong to the other branch, and sizes that are written
-out where they do not fit together make onnxruntime refuse the model.
+Skips, with the reason in the report: a target or an end that only the run knows. In the branches of
+an If only conditions of an If become constants: the extents at hand may belong to the other branch, and
+sizes that are written out where they do not fit together make onnxruntime refuse the model.
 """
 
 from __future__ import annotations
@@ -56,10 +57,8 @@ class FoldShapes(Pass):
     def run(self, graph: gs.Graph, facts: Facts) -> Report:
         """Fold in ``graph``."""
         report = Report()
-        if facts.conditional:
-            return report
         relieved = _fold_values(graph, facts)
-        for node in graph.nodes:
+        for node in () if facts.conditional else graph.nodes:
             if node.op in _TARGETS and not node.domain:
                 _fold_target(node, facts, report)
         for node in remove_dead(graph, facts.kept):
@@ -75,6 +74,8 @@ def _fold_values(graph: gs.Graph, facts: Facts) -> list[str]:
     relieved = []
     for node in graph.nodes:
         for index, tensor in enumerate(node.outputs):
+            if facts.conditional and not _is_condition(tensor):
+                continue
             value = facts.shapes.constant(tensor.name)
             if value is None or value.dtype.kind not in "biu":
                 continue
@@ -88,6 +89,12 @@ def _fold_values(graph: gs.Graph, facts: Facts) -> list[str]:
             tensor.to_constant(np.array(value, order="C"))  # for all readers, in bodies too
             relieved.append(node.name)
     return relieved
+
+
+def _is_condition(tensor: gs.Tensor) -> bool:
+    return any(
+        node.op == "If" and not node.domain and node.inputs[0] is tensor for node in tensor.outputs
+    )
 
 
 def _fold_target(node: gs.Node, facts: Facts, report: Report) -> None:
@@ -127,7 +134,11 @@ def _reshape_target(
             found.append(None)  # an expression, -1, or not known
     if found.count(None) > 1:
         return None
-    if None in found and any(shapes.interval(extent)[0] < 1 for extent in others):
+    if (
+        None in found
+        and target[found.index(None)] != -1
+        and any(shapes.interval(extent)[0] < 1 for extent in others)
+    ):
         return None
     if zero_is_zero:
         del node.attrs["allowzero"]

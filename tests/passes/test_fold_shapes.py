@@ -249,3 +249,53 @@ def test_the_branches_of_an_if_are_left_alone() -> None:
     )
     _, _, report = rewrite(source, FoldShapes())
     assert report.rewritten == 0
+
+
+def test_a_condition_in_the_branch_of_an_if_is_folded() -> None:
+    before, after, report = rewrite(
+        HEAD
+        + """
+        g (float[2,N] x, bool c) => (float[2,N] y)
+        <int64 first = {0}>
+        {
+            [choice] y = If (c) <
+                then_branch = t () => (float[2,N] a) {
+                    [s] shape = Shape (x)
+                    [g] rows = Gather (shape, first)
+                    [b] some = Cast <to = 9> (rows)
+                    [i] a = If (some) <
+                        then_branch = tt () => (float[2,N] p) { [n] p = Neg (x) },
+                        else_branch = te () => (float[2,N] q) { [r] q = Relu (x) }
+                    >
+                },
+                else_branch = e () => (float[2,N] b) { [k] b = Identity (x) }
+            >
+        }""",
+        FoldShapes(),
+    )
+    assert "Cast" not in text(after)
+    assert "Shape" not in text(after)
+    assert "some =  {1}" in text(after)
+    assert report.removed.keys() == {"s", "g", "b"}
+    assert_same_numbers(before, after, rtol=0)
+
+
+def test_an_extent_that_was_open_before_stays_open_beside_an_axis_that_may_be_empty() -> None:
+    before, after, _ = rewrite(
+        HEAD
+        + """
+        g (float[N] x) => (float[K,1] y)
+        <int64[1] open = {-1}, int64[1] from = {0}, int64[1] to = {1}>
+        {
+            [which] places = NonZero (x)
+            [turn]  t = Transpose <perm = [1, 0]> (places)
+            [to]    f = Cast <to = 1> (t)
+            [shape] s = Shape (f)
+            [rows]  n = Slice (s, from, to)
+            [join]  target = Concat <axis = 0> (n, open)
+            [end]   y = Reshape (f, target)
+        }""",
+        FoldShapes(),
+    )
+    assert "Concat" not in text(after)
+    assert_same_numbers(before, after, rtol=0)
