@@ -31,6 +31,7 @@ ORDER = (
     "trim-bodies",
     "remove-casts-of-whole-numbers",
     "narrow-doubles",
+    "remove-zero-states",
     "fold-shapes",
     "remove-expands",
     "push-transposes",
