@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from operator import is_
 from typing import Any
 
@@ -220,14 +219,13 @@ class Inference:
             changed: Names of the nodes whose attributes may be others since the last call. What
                 else an edit can change, inputs, outputs and constants, is seen.
         """
-        before = self._walk
-        walk = _Walk(self._graph, None, {}, self._ranges)
-        if before is not None and before.opset == walk.opset:
-            walk.remember(before, changed)
-        walk.graph(self._graph)
-        if before is None:
+        walk = self._walk
+        if walk is None or walk.opset != self._graph.opset:
+            walk = self._walk = _Walk(self._graph, None, {}, self._ranges)
+            walk.graph(self._graph)
             walk.name_after_outputs(self._graph)
-        self._walk = walk
+        else:
+            walk.again(self._graph, changed)
         return Shapes(walk.facts, walk.symbols)
 
 
@@ -274,29 +272,28 @@ def _axis_name(
     return names[dim]
 
 
-_NOTHING = Fact()
-
-
 @dataclass(slots=True)
 class _Seen:
-    """A node without bodies as it was, and what followed for its outputs."""
+    """A node without bodies as it was when the facts of its outputs were found."""
 
     op: str
+    tensors: list[gs.Tensor]
     inputs: list[Fact | None]
     outputs: list[gs.Tensor]
-    facts: list[Fact]
 
-    def holds_for(
-        self, op: str, inputs: Sequence[Fact | None], outputs: Sequence[gs.Tensor]
-    ) -> bool:
+    def holds_for(self, node: gs.Node, facts: Mapping[str, Fact]) -> bool:
         """Whether the same follows still; attributes are for the caller to watch."""
-        return (
-            self.op == op
-            and len(self.inputs) == len(inputs)
-            and len(self.outputs) == len(outputs)
-            and all(map(is_, self.inputs, inputs))
-            and all(map(is_, self.outputs, outputs))
-        )
+        inputs, outputs = node.inputs, node.outputs
+        if self.op != node.op or len(self.tensors) != len(inputs):
+            return False
+        for tensor, old, fact in zip(inputs, self.tensors, self.inputs, strict=True):
+            if tensor is not old or (fact is not None and facts.get(tensor.name) is not fact):
+                return False
+            if isinstance(tensor, gs.Constant) and (
+                fact is None or fact.source is not tensor._values
+            ):
+                return False
+        return len(self.outputs) == len(outputs) and all(map(is_, self.outputs, outputs))
 
 
 class _Walk:
@@ -315,9 +312,7 @@ class _Walk:
             self.versions.setdefault(entry.domain, entry.version)
         self.declared = declared
         self.facts: dict[str, Fact] = {}
-        self.before: dict[str, _Seen] = {}  # by name of a node, from an earlier walk
-        self.seen: dict[str, _Seen] = {}
-        self.constants: dict[str, Fact] = {}
+        self.seen: dict[str, _Seen] = {}  # by name of a node
         found: dict[str, Interval] = {}
         shapes: dict[str, tuple[Dim, ...] | None] = {}
         for tensor in graph.inputs:
@@ -331,16 +326,6 @@ class _Walk:
             fact.dims = fact.dims if fact.is_sequence else shapes[tensor.name]
             self.facts[tensor.name] = fact
 
-    def remember(self, before: _Walk, changed: Iterable[str]) -> None:
-        """Take over what an earlier walk of the same model found, but for the nodes ``changed``."""
-        self.symbols = before.symbols
-        self.facts = {name: before.facts[name] for name in self.facts}  # those of the inputs
-        self.before = before.seen
-        for name in changed:
-            if name in self.before:
-                self.before[name].op = ""  # no longer holds for any
-        self.constants = before.constants
-
     # Walking
 
     def graph(self, graph: gs.Graph) -> None:
@@ -349,6 +334,16 @@ class _Walk:
         for tensor in graph.outputs:
             if tensor.name:
                 self.fact(tensor)
+
+    def again(self, graph: gs.Graph, changed: Iterable[str]) -> None:
+        """Walk the main graph after it was edited; pass by what nothing has changed for."""
+        for name in changed:
+            if name in self.seen:
+                self.seen[name].op = ""  # no longer holds for any
+        for node in graph.nodes:
+            seen = self.seen.get(node.name)
+            if seen is None or not seen.holds_for(node, self.facts):
+                self.node(node)
 
     def body(self, body: gs.Graph, inputs: Sequence[Fact]) -> list[Fact]:
         for tensor, fact in zip(body.inputs, inputs, strict=False):
@@ -366,45 +361,32 @@ class _Walk:
         if not name:
             return None
         fact = self.facts.get(name)
-        if fact is None:
-            if isinstance(tensor, gs.Constant):
-                fact = self.constant(tensor)
-            else:
-                fact = self.declared_fact(tensor)
-            self.facts[name] = fact
-        return fact
-
-    def constant(self, tensor: gs.Constant) -> Fact:
-        values = tensor._values
-        fact = self.constants.get(tensor.name)
-        if fact is None or fact.source is not values:
-            new = fact_of_constant(tensor)
-            fact = new if fact is None or not fact.says_the_same(new) else fact
-            fact.source = values
-            self.constants[tensor.name] = fact
+        if isinstance(tensor, gs.Constant):
+            if fact is None or fact.source is not tensor._values:
+                new = fact_of_constant(tensor)
+                fact = new if fact is None or not fact.says_the_same(new) else fact
+                fact.source = tensor._values
+                self.facts[name] = fact
+        elif fact is None:
+            fact = self.facts[name] = self.declared_fact(tensor)
         return fact
 
     def node(self, node: gs.Node) -> None:
-        inputs = [self.fact(t) for t in node.inputs]
-        outputs = list(node.outputs)
-        seen = self.before.get(node.name)
-        if seen is None or not seen.holds_for(node.op, inputs, outputs):
-            facts = self.outputs(Call(node, inputs, self.symbols, self.opset))
-            found = [
-                self.completed(facts[index] if index < len(facts) else Fact(), tensor)
-                for index, tensor in enumerate(outputs)
-            ]
-            if seen is not None:  # what says the same stays, so that its readers need not be asked
-                found = [
-                    old if old.says_the_same(new) else new
-                    for old, new in zip_longest(seen.facts, found, fillvalue=_NOTHING)
-                ][: len(found)]
-            seen = _Seen(node.op, inputs, outputs, found)
-        if not bodies_of(node):  # what a body reads is no input of the node
-            self.seen[node.name] = seen
-        for tensor, fact in zip(outputs, seen.facts, strict=True):
+        tensors, outputs = list(node.inputs), list(node.outputs)
+        inputs = [self.fact(tensor) for tensor in tensors]
+        facts = self.outputs(Call(node, inputs, self.symbols, self.opset))
+        found = [
+            self.completed(facts[index] if index < len(facts) else Fact(), tensor)
+            for index, tensor in enumerate(outputs)
+        ]
+        for index, tensor in enumerate(outputs):
             if tensor.name:
-                self.facts[tensor.name] = fact
+                old = self.facts.get(tensor.name)
+                if old is not None and old.says_the_same(found[index]):
+                    found[index] = old  # so that its readers need not be asked again
+                self.facts[tensor.name] = found[index]
+        if not bodies_of(node):  # what a body reads is no input of the node
+            self.seen[node.name] = _Seen(node.op, tensors, inputs, outputs)
 
     def outputs(self, call: Call) -> Sequence[Fact]:
         node = call.node
