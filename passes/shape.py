@@ -6,8 +6,8 @@ a symbol of its own, with an upper bound wherever one follows: the count of a No
 number of elements, what NonMaxSuppression keeps is at most what it may keep. That is what lets a
 tensor cross a cut into an engine, which wants a largest extent for every axis.
 
-The operators' rules are in ``shape_arithmetic``, ``shape_movement``, ``shape_operator`` and
-``shape_body``; an operator without a rule is asked of onnx's own inference, one node at a time.
+The operators' rules are in ``shape_arithmetic``, ``shape_movement``, ``shape_operator``,
+``shape_microsoft`` and ``shape_body``; an operator without a rule is asked of onnx's own inference, one node at a time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto, TypeProto, helper, numpy_helper
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
-from optc.passes import shape_arithmetic, shape_movement, shape_operator
+from optc.passes import shape_arithmetic, shape_microsoft, shape_movement, shape_operator
 from optc.passes.dimension import Dim, Expression, Interval, interval, substitute, symbol, symbols
 from optc.passes.graph import all_bodies, bodies_of
 from optc.passes.shape_body import infer_bodies
@@ -32,7 +32,8 @@ from optc.passes.shape_fact import Array, DType, Fact, Symbols, fact_of_constant
 from optc.passes.shape_rule import RULES, Call, Unknown
 from optc.specs.compile_spec import LARGEST_DIM, Range
 
-assert all((shape_arithmetic, shape_movement, shape_operator)), "imported for their rules"
+_RULED = (shape_arithmetic, shape_microsoft, shape_movement, shape_operator)
+assert all(_RULED), "imported for their rules"
 
 BROKEN: tuple[type[Exception], ...] = (
     *(Unknown, IndexError, KeyError, ValueError, TypeError, ArithmeticError),
@@ -277,23 +278,8 @@ class _Seen:
     """A node without bodies as it was when the facts of its outputs were found."""
 
     op: str
-    tensors: list[gs.Tensor]
     inputs: list[Fact | None]
     outputs: list[gs.Tensor]
-
-    def holds_for(self, node: gs.Node, facts: Mapping[str, Fact]) -> bool:
-        """Whether the same follows still; attributes are for the caller to watch."""
-        inputs, outputs = node.inputs, node.outputs
-        if self.op != node.op or len(self.tensors) != len(inputs):
-            return False
-        for tensor, old, fact in zip(inputs, self.tensors, self.inputs, strict=True):
-            if tensor is not old or (fact is not None and facts.get(tensor.name) is not fact):
-                return False
-            if isinstance(tensor, gs.Constant) and (
-                fact is None or fact.source is not tensor._values
-            ):
-                return False
-        return len(self.outputs) == len(outputs) and all(map(is_, self.outputs, outputs))
 
 
 class _Walk:
@@ -341,9 +327,27 @@ class _Walk:
             if name in self.seen:
                 self.seen[name].op = ""  # no longer holds for any
         for node in graph.nodes:
-            seen = self.seen.get(node.name)
-            if seen is None or not seen.holds_for(node, self.facts):
+            if not self.is_settled(node):
                 self.node(node)
+
+    def is_settled(self, node: gs.Node) -> bool:
+        """Whether what followed for ``node`` follows still; attributes are for the caller to watch."""
+        seen = self.seen.get(node.name)
+        if seen is None or seen.op != node.op:
+            return False
+        inputs, outputs = node.inputs, node.outputs
+        if len(seen.inputs) != len(inputs) or len(seen.outputs) != len(outputs):
+            return False
+        facts = self.facts
+        for tensor, fact in zip(inputs, seen.inputs, strict=True):
+            found = facts.get(tensor.name) if tensor.name else None
+            if isinstance(tensor, gs.Constant) and (
+                found is None or found.source is not tensor._values
+            ):
+                found = self.fact(tensor)
+            if found is not fact:
+                return False
+        return all(map(is_, seen.outputs, outputs))
 
     def body(self, body: gs.Graph, inputs: Sequence[Fact]) -> list[Fact]:
         for tensor, fact in zip(body.inputs, inputs, strict=False):
@@ -372,8 +376,8 @@ class _Walk:
         return fact
 
     def node(self, node: gs.Node) -> None:
-        tensors, outputs = list(node.inputs), list(node.outputs)
-        inputs = [self.fact(tensor) for tensor in tensors]
+        outputs = list(node.outputs)
+        inputs = [self.fact(tensor) for tensor in node.inputs]
         facts = self.outputs(Call(node, inputs, self.symbols, self.opset))
         found = [
             self.completed(facts[index] if index < len(facts) else Fact(), tensor)
@@ -386,14 +390,14 @@ class _Walk:
                     found[index] = old  # so that its readers need not be asked again
                 self.facts[tensor.name] = found[index]
         if not bodies_of(node):  # what a body reads is no input of the node
-            self.seen[node.name] = _Seen(node.op, tensors, inputs, outputs)
+            self.seen[node.name] = _Seen(node.op, inputs, outputs)
 
     def outputs(self, call: Call) -> Sequence[Fact]:
         node = call.node
         try:
             if bodies_of(node):
                 return infer_bodies(call, self.body)
-            known = RULES.get(node.op) if not node.domain else None
+            known = RULES.get((node.domain or "", node.op))
             result = None if known is None else known(call)
         except BROKEN:
             result = None
