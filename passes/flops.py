@@ -41,7 +41,7 @@ class _Count:
         if bodies:
             work = [sum(map(self.of_node, body.nodes)) for body in bodies]
             return max(work) if node.op == "If" else self.rounds(node) * sum(work)
-        rule = _RULES.get(node.op)
+        rule = _RULES.get((node.domain or "", node.op))
         if rule is not None:
             found = rule(self, node)
             if found is not None:
@@ -158,25 +158,65 @@ def _attention(count: _Count, node: gs.Node) -> int | None:
     return 2 * rows * keys * (query[-1] + width)
 
 
-_RULES: dict[str, Callable[[_Count, gs.Node], int | None]] = {
-    "Conv": _conv,
-    "ConvInteger": _conv,
-    "DeformConv": _conv,
-    "QLinearConv": _quantised_conv,
-    "ConvTranspose": _conv_transpose,
-    "Gemm": _gemm,
-    "MatMul": _matmul,
-    "MatMulInteger": _matmul,
-    "QLinearMatMul": _matmul,
-    "Einsum": _einsum,
-    "RNN": _recurrence(1),
-    "GRU": _recurrence(3),
-    "LSTM": _recurrence(4),
-    "Attention": _attention,
+def _fused_matmul(count: _Count, node: gs.Node) -> int | None:
+    left, made = count.input(node, 0, rank=2), count.output(node)
+    if left is None or made is None:
+        return None
+    return 2 * made * left[-2 if node.attrs.get("transA", 0) else -1]
+
+
+def _projected_attention(count: _Count, node: gs.Node) -> int | None:
+    """Count com.microsoft's Attention, which computes queries, keys and values itself."""
+    source, weight, made = count.input(node, 0, 3), count.input(node, 1, 2), count.output(node)
+    if source is None or weight is None or made is None:
+        return None
+    batch, length, width = source
+    projected = batch * length * width * weight[1]
+    sizes = node.attrs.get("qkv_hidden_sizes") or [weight[1] // 3] * 3
+    return 2 * (projected + batch * length * length * (int(sizes[0]) + int(sizes[2])))
+
+
+def _quantised_lstm(count: _Count, node: gs.Node) -> int | None:
+    source, weight = count.input(node, 0, rank=3), count.input(node, 1, rank=3)
+    if source is None or weight is None:
+        return None
+    hidden = weight[2] // 4
+    return 2 * weight[0] * source[0] * source[1] * weight[2] * (source[2] + hidden)
+
+
+MICROSOFT = "com.microsoft"
+
+_RULES: dict[tuple[str, str], Callable[[_Count, gs.Node], int | None]] = {
+    ("", "Conv"): _conv,
+    ("", "ConvInteger"): _conv,
+    ("", "DeformConv"): _conv,
+    ("", "QLinearConv"): _quantised_conv,
+    ("", "ConvTranspose"): _conv_transpose,
+    ("", "Gemm"): _gemm,
+    ("", "MatMul"): _matmul,
+    ("", "MatMulInteger"): _matmul,
+    ("", "QLinearMatMul"): _matmul,
+    ("", "Einsum"): _einsum,
+    ("", "RNN"): _recurrence(1),
+    ("", "GRU"): _recurrence(3),
+    ("", "LSTM"): _recurrence(4),
+    ("", "Attention"): _attention,
+    (MICROSOFT, "Attention"): _projected_attention,
+    (MICROSOFT, "DynamicQuantizeLSTM"): _quantised_lstm,
+    (MICROSOFT, "DynamicQuantizeMatMul"): _matmul,
+    (MICROSOFT, "FusedConv"): _conv,
+    (MICROSOFT, "FusedGemm"): _gemm,
+    (MICROSOFT, "FusedMatMul"): _fused_matmul,
+    (MICROSOFT, "MatMulIntegerToFloat"): _matmul,
+    (MICROSOFT, "MultiHeadAttention"): _attention,
+    (MICROSOFT, "QGemm"): _gemm,
+    (MICROSOFT, "QLinearConv"): _quantised_conv,
+    (MICROSOFT, "TransposeMatMul"): _fused_matmul,
 }
+"""Domain, "" for the default one, and operator -> its rule."""
 
 
 def is_product(node: gs.Node) -> bool:
     """Whether ``node``, or one in its bodies, multiplies matrices: what engines are for."""
     inner = (each for body in bodies_of(node) for each in all_nodes(body))
-    return any(each.op in _RULES and not each.domain for each in (node, *inner))
+    return any((each.domain or "", each.op) in _RULES for each in (node, *inner))

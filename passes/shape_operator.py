@@ -127,7 +127,8 @@ def _slid(call: Call, extents: Sequence[Dim], kernel: Sequence[Dim]) -> tuple[Di
 
 
 @rule("Conv", "ConvInteger", "QLinearConv")
-def _conv(call: Call) -> Fact:
+def of_conv(call: Call) -> Fact:
+    """Return what a convolution returns."""
     at = 3 if call.op == "QLinearConv" else 1
     dims, weight = call.shape(0), call.shape(at)
     if len(weight) != len(dims) or len(dims) < 2:
@@ -170,14 +171,16 @@ def _conv_transpose(call: Call) -> Fact:
 
 
 @rule("MaxPool", "AveragePool", "LpPool")
-def _pool(call: Call) -> list[Fact]:
+def of_pool(call: Call) -> list[Fact]:
+    """Return what pooling returns: the result, and indices."""
     dims = call.shape(0)
     result = (*dims[:2], *_slid(call, dims[2:], call.attr("kernel_shape") or ()))
     return [Fact(call.dtype(0), result), Fact(INT64, result)]
 
 
 @rule("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
-def _global_pool(call: Call) -> Fact:
+def of_global_pool(call: Call) -> Fact:
+    """Return what pooling over all that is not batch or channel returns."""
     dims = call.shape(0)
     return Fact(call.dtype(0), (*dims[:2], *(1 for _ in dims[2:])))
 
@@ -324,7 +327,8 @@ def _matmul(call: Call) -> Fact:
 
 
 @rule("Gemm")
-def _gemm(call: Call) -> Fact:
+def of_gemm(call: Call) -> Fact:
+    """Return what a product of two matrices returns."""
     left, right = call.shape(0, rank=2), call.shape(1, rank=2)
     return Fact(
         call.dtype(0),

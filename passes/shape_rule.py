@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -184,17 +184,18 @@ class Call:
 
 Result = Fact | Sequence[Fact] | None
 Rule = Callable[[Call], Result]
+SomeRule = TypeVar("SomeRule", bound=Rule)
 
-RULES: dict[str, Rule] = {}
-"""Operator of the default domain -> its rule."""
+RULES: dict[tuple[str, str], Rule] = {}
+"""Domain, "" for the default one, and operator -> its rule."""
 
 
-def rule(*ops: str) -> Callable[[Rule], Rule]:
+def rule(*ops: str, domain: str = "") -> Callable[[SomeRule], SomeRule]:
     """Register the function as the rule of ``ops``."""
 
-    def register(function: Rule) -> Rule:
+    def register(function: SomeRule) -> SomeRule:
         for op in ops:
-            RULES[op] = function
+            RULES[domain, op] = function
         return function
 
     return register
