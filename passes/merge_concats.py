@@ -33,11 +33,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise, permutations, product
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from optc.passes.contract import Facts, Pass, Report
 from optc.passes.dimension import Dim
-from optc.passes.emit import Emitter
 from optc.passes.graph import detach
 from optc.passes.match import are_private, argument, become, made_by, names_of
 from optc.passes.movement import (
@@ -51,6 +51,7 @@ from optc.passes.movement import (
     sizes,
     write_cuts,
 )
+from optc.passes.replacement import Replacement
 
 MOST_INDICES = 4096
 """A Gather with more of them would carry a large constant."""
@@ -248,12 +249,10 @@ def _to_depth(node: gs.Node, graph: gs.Graph, facts: Facts, report: Report) -> N
     if there is None or back is None:
         report.skipped[node.name] = "only the run knows the sizes that a Reshape would have to say"
         return
-    emit = Emitter(graph, facts, report, node)
-    parted = emit.make("Reshape", source, emit.shape(*there))
-    emit.finish("Reshape", emit.make("Transpose", parted, perm=perm), emit.shape(*back))
-    for name, parts in report.merged.items():
-        if node.name in parts:
-            report.merged[name] = names_of(*slices, node)
+    new = Replacement(graph, facts, node, others=tuple(slices))
+    parted = new.add("Reshape", source, np.array(there, np.int64))
+    moved = new.add("Transpose", parted, perm=perm)
+    new.finish(report, new.add("Reshape", moved, np.array(back, np.int64)))
 
 
 def _grid(

@@ -7,7 +7,8 @@ number of elements, what NonMaxSuppression keeps is at most what it may keep. Th
 tensor cross a cut into an engine, which wants a largest extent for every axis.
 
 The operators' rules are in ``shape_arithmetic``, ``shape_movement``, ``shape_operator``,
-``shape_microsoft`` and ``shape_body``; an operator without a rule is asked of onnx's own inference, one node at a time.
+``shape_microsoft`` and ``shape_body``; an operator without a rule is asked of onnx's own inference,
+one node at a time.
 """
 
 from __future__ import annotations
