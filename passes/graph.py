@@ -29,6 +29,7 @@ from onnx import (
     numpy_helper,
 )
 from onnx_graphsurgeon.ir.tensor import LazyValues
+from onnx_graphsurgeon.util.misc import SynchronizedList
 
 from optc.specs.diagnostic import Diagnostic, ModelError
 
@@ -47,14 +48,61 @@ MIN_IR_VERSION = 8
 
 
 class Node(gs.Node):  # type: ignore[misc]
-    """A node that equals itself alone.
+    """A node that equals itself alone, and is made without ceremony.
 
     graph-surgeon compares nodes part by part, also each time an edge is cut: where many nodes read
-    one tensor, that is most of the time.
+    one tensor, that is most of the time. And it looks at each attribute that is set.
     """
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
+
+    def __init__(
+        self,
+        op: str,
+        name: str = "",
+        attrs: dict[str, Any] | None = None,
+        inputs: Sequence[gs.Tensor] = (),
+        outputs: Sequence[gs.Tensor] = (),
+        domain: str = "",
+    ) -> None:
+        self.__dict__.update(
+            op=op,
+            name=name,
+            attrs={} if attrs is None else attrs,
+            inputs=SynchronizedList(self, "outputs", inputs),
+            outputs=SynchronizedList(self, "inputs", outputs),
+            domain=domain,
+        )
+
+
+def _new_variable(name: str) -> gs.Variable:
+    """Return a variable of no known type, as `gs.Variable` makes it."""
+    tensor = gs.Variable.__new__(gs.Variable)
+    tensor.__dict__.update(
+        name=name,
+        inputs=SynchronizedList(tensor, "outputs", ()),
+        outputs=SynchronizedList(tensor, "inputs", ()),
+        dtype=None,
+        shape=None,
+        type="tensor_type",
+        proto=None,
+    )
+    return tensor
+
+
+def _new_constant(name: str, values: LazyValues) -> gs.Constant:
+    """Return a constant, as `gs.Constant` makes it."""
+    tensor = gs.Constant.__new__(gs.Constant)
+    tensor.__dict__.update(
+        name=name,
+        inputs=SynchronizedList(tensor, "outputs", ()),
+        outputs=SynchronizedList(tensor, "inputs", ()),
+        _values=values,
+        data_location=None,
+        _export_dtype=None,
+    )
+    return tensor
 
 
 class StoredValues(LazyValues):  # type: ignore[misc]
@@ -182,7 +230,7 @@ class _Importer:
                 raise _fault("made-twice", f"there are two inputs `{info.name}`")
             scope[info.name] = _variable(renamed.get(info.name, info.name), info)
             inputs.append(scope[info.name])
-        types = {info.name: info for info in [*proto.output, *proto.value_info]}
+        types = {info.name: info for info in [*proto.value_info, *proto.output]}
         protos = list(proto.node)  # protobuf makes a new wrapper at each look
         constants = [_is_constant(node) for node in protos]
         for node, constant in zip(protos, constants, strict=True):
@@ -228,7 +276,7 @@ class _Importer:
         return new
 
     def constant(self, name: str, tensor: TensorProto) -> gs.Constant:
-        return gs.Constant(name, StoredValues(tensor, self.folder))
+        return _new_constant(name, StoredValues(tensor, self.folder))
 
     def constant_of(self, name: str, node: NodeProto) -> gs.Constant:
         """Return the value of a Constant node as a constant tensor."""
@@ -331,8 +379,7 @@ def _dense(sparse: onnx.SparseTensorProto) -> Array:
 
 def _variable(name: str, info: ValueInfoProto | None) -> gs.Variable:
     """Return a variable with the declared type; ``proto`` holds a type that is no dense tensor."""
-    variable = gs.Variable(name)
-    variable.proto = None
+    variable = _new_variable(name)
     if info is None or not info.type.WhichOneof("value"):
         return variable
     if not info.type.HasField("tensor_type"):
