@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -132,7 +132,7 @@ class EngineBuilder:
             compute_capability=target.compute_capability,
             profiles=profiles,
             tf32=self._tf32,
-            nodes=[node.name for node in self._part(stage).graph.nodes],
+            nodes=[node.name for node in all_nodes(self._part(stage).graph)],
         )
 
     # --- blame -----------------------------------------------------------------------------------
@@ -161,7 +161,11 @@ class EngineBuilder:
         found = self._owned(stage, named)
         part = self._part(stage)
         model = export_model(part.graph, place=self._store.for_stage)
-        ops = {node.op for node in part.graph.nodes if node.name in failure.nodes}
+        ops = {
+            node.op
+            for node in part.graph.nodes
+            if not named.keys().isdisjoint(each.name for each in (node, *_inside(node)))
+        }
         alone = self._oracle.refused_alone(
             model,
             [node.name for node in part.graph.nodes if not ops or node.op in ops],
@@ -210,8 +214,7 @@ class EngineBuilder:
                 graph, owners = work.graph, work.owners
             # A failure may name a node in a body; what moves is the control-flow node around it.
             for node in graph.nodes:
-                for body in bodies_of(node):
-                    owners.update((inner.name, owners[node.name]) for inner in all_nodes(body))
+                owners.update((inner.name, owners[node.name]) for inner in _inside(node))
             self._parts[stage] = _Part(graph, owners)
         return self._parts[stage]
 
@@ -237,3 +240,9 @@ class EngineBuilder:
         """Remove the files of stages that did not stay."""
         for path in self._folder.glob("scrap-*"):
             path.unlink()
+
+
+def _inside(node: gs.Node) -> Iterator[gs.Node]:
+    """Yield the nodes in the bodies of ``node``."""
+    for body in bodies_of(node):
+        yield from all_nodes(body)

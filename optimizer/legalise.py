@@ -3,6 +3,7 @@
 Each refused node is cut out with the shape arithmetic that leads to it, rewritten by the passes that
 legalise, and shown to the target's own parser and builder. Taken, it is on TensorRT as rewritten.
 Refused once more, what is refused is rewritten again; where no pass knows more, the node stays off.
+Of nodes that differ only in names, as those that a detector has for each of its classes, one is tried.
 
 A rewrite has to pay: one that takes more than `MOST_TIMES` the FLOPs of the node, and more than
 `SMALL_SHARE` of those of the model, costs more on the GPU than the crossing that it saves.
@@ -10,6 +11,7 @@ A rewrite has to pay: one that takes more than `MOST_TIMES` the FLOPs of the nod
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +19,7 @@ from pathlib import Path
 import onnx_graphsurgeon as gs
 from onnx import ModelProto, TensorProto
 
-from optc.optimizer.job import Profile
-from optc.optimizer.oracle import Oracle
+from optc.optimizer.oracle import Oracle, ProfilesOf, likeness
 from optc.optimizer.partition import Legalised, Off, Question, axis_ranges
 from optc.passes.contract import Pass
 from optc.passes.flops import flops
@@ -36,15 +37,26 @@ SMALL_SHARE = 0.02
 
 @dataclass(slots=True)
 class _Trial:
-    """A refused node on its own, as rewritten so far."""
+    """A refused node on its own, as rewritten so far.
 
-    node: str
+    Attributes:
+        alike: Its name, and those of the nodes for which it stands: they differ in nothing else.
+    """
+
+    alike: list[str]
     work: Legalisation
     then: list[frozenset[str]]
 
     @property
-    def recipe(self) -> Recipe:
-        return Recipe(self.node, tuple(self.work.fired), tuple(self.then))
+    def node(self) -> str:
+        """The one that is rewritten."""
+        return self.alike[0]
+
+    @property
+    def recipes(self) -> list[Recipe]:
+        """How each of the nodes is rewritten."""
+        passes, then = tuple(self.work.fired), tuple(self.then)
+        return [Recipe(node, passes, then) for node in self.alike]
 
 
 class Legaliser:
@@ -86,7 +98,7 @@ class Legaliser:
         refused: Off,
         target: Target,
         model: Callable[[], ModelProto],
-        profiles: Callable[[Sequence[str]], tuple[Profile, ...] | None],
+        profiles: ProfilesOf,
     ) -> dict[str, Legalised]:
         """Return how those of the nodes ``refused`` are rewritten that ``target`` then takes.
 
@@ -99,11 +111,12 @@ class Legaliser:
         wanted = [name for name, why in refused.items() if why.by != "spec"]
         if not wanted or not self._legalisers:
             return {}
+        parts = self._oracle.alone(model(), wanted)
         trials = []
-        for name, part in self._oracle.alone(model(), wanted).items():
-            work = self._begin(part)
-            if work.rewrite([name]) and self._pays(name, work.graph):
-                trials.append(_Trial(name, work, []))
+        for alike in _alike(parts, profiles):
+            work = self._begin(parts[alike[0]])
+            if work.rewrite(alike[:1]) and self._pays(alike[0], work.graph):
+                trials.append(_Trial(alike, work, []))
         taken: dict[str, Legalised] = {}
         for _ in range(MOST_ROUNDS):
             trials = self._tried(trials, refused, taken, target, profiles)
@@ -122,7 +135,7 @@ class Legaliser:
         refused: Off,
         taken: dict[str, Legalised],
         target: Target,
-        profiles: Callable[[Sequence[str]], tuple[Profile, ...] | None],
+        profiles: ProfilesOf,
     ) -> list[_Trial]:
         """Ask about ``trials``, add to ``taken``, and return those that were rewritten once more."""
         asked = []
@@ -148,7 +161,8 @@ class Legaliser:
         again = []
         for trial, verdict in zip(asked, verdicts, strict=True):
             if verdict.refused is None:
-                taken[trial.node] = Legalised(trial.recipe, refused[trial.node])
+                for recipe in trial.recipes:
+                    taken[recipe.node] = Legalised(recipe, refused[recipe.node])
                 continue
             ops = verdict.ops or frozenset(node.op for node in trial.work.graph.nodes)
             if trial.work.rewrite_again({trial.node: ops}):
@@ -175,6 +189,19 @@ class Legaliser:
 
     def _ranges_of(self, graph: gs.Graph) -> Ranges:
         return _joined(axis_ranges(self._question, graph.inputs))
+
+
+def _alike(parts: Mapping[str, ModelProto], profiles: ProfilesOf) -> list[list[str]]:
+    """Return the names of ``parts``, those together that differ in nothing but names.
+
+    What reads an axis without a bound is left out: no engine can hold it.
+    """
+    found: dict[bytes, list[str]] = defaultdict(list)
+    for name, part in parts.items():
+        shapes = profiles([info.name for info in part.graph.input])
+        if shapes is not None:
+            found[likeness(part, name, shapes)].append(name)
+    return list(found.values())
 
 
 def _as_it_lies(constant: gs.Constant) -> TensorProto | None:

@@ -616,9 +616,7 @@ class _Graph:
         info = self._types.get(name)
         if node.domain not in ("", "ai.onnx") or node.op_type not in _SHAPE_OPS or info is None:
             return False
-        if not info.type.tensor_type.HasField("shape") or _rank(info) > 1:
-            return False
-        return all(0 < dim.dim_value <= _MOST_SIZES for dim in info.type.tensor_type.shape.dim)
+        return info.type.tensor_type.HasField("shape") and _may_be_sizes(info)
 
     def _has_dtype(self, name: str) -> bool:
         return name in self._types and self._types[name].type.tensor_type.elem_type in _DTYPES
@@ -630,10 +628,6 @@ class _Graph:
 
 def _inputs(model: ModelProto) -> list[str]:
     return [info.name for info in model.graph.input]
-
-
-def _rank(info: ValueInfoProto) -> int:
-    return len(info.type.tensor_type.shape.dim)
 
 
 def _bodies(node: NodeProto) -> Iterator[GraphProto]:
@@ -663,9 +657,15 @@ def _reads(node: NodeProto) -> set[str]:
 def _takes_sizes(model: ModelProto) -> bool:
     """Return whether an input may be a size, which an engine cannot take from outside."""
     return any(
-        _rank(info) <= 1 and info.type.tensor_type.elem_type in _INTEGERS
+        info.type.tensor_type.elem_type in _INTEGERS and _may_be_sizes(info)
         for info in model.graph.input
     )
+
+
+def _may_be_sizes(info: ValueInfoProto) -> bool:
+    """Return whether a tensor is short enough to hold sizes, whatever the extents of others."""
+    dims = info.type.tensor_type.shape.dim
+    return len(dims) <= 1 and all(0 < dim.dim_value <= _MOST_SIZES for dim in dims)
 
 
 def _made(nodes: Iterable[NodeProto]) -> set[str]:
@@ -679,31 +679,53 @@ def _entering(nodes: Collection[NodeProto]) -> set[str]:
 
 def _key(question: _Question, backend: str, version: str, trial: _Trial | None) -> str:
     """Return what an answer is kept under: all it can depend on, and no name."""
-    plain = ModelProto()
-    plain.CopyFrom(question.model)
-    nodes = [node.name in question.names for node in plain.graph.node]
-    anonymous = _Anonymous()
-    anonymous.graph(plain.graph)
     asked = {
-        "about": nodes,
         "format": _CACHE_FORMAT,
         "backend": backend,
         "version": version,
-        "profiles": [
-            {anonymous.number(name): shapes for name, shapes in profile.items()}
-            for profile in question.profiles
-        ],
         "trial": asdict(trial) if trial else None,
     }
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
-    digest.update(plain.SerializeToString(deterministic=True))
+    digest.update(_without_names(question, weights=False))
     return digest.hexdigest()
 
 
-class _Anonymous:
-    """Replaces the names in a graph by numbers, and large constants by their type."""
+def likeness(model: ModelProto, node: str, profiles: tuple[Profile, ...]) -> bytes:
+    """Return what is the same for nodes that are alike in all but the names.
 
-    def __init__(self) -> None:
+    Args:
+        model: Of one node and what belongs to it, as `Oracle.alone` returns it.
+        node: Its name.
+        profiles: The optimisation profiles of ``model``.
+    """
+    question = _Question(model, profiles, frozenset({node}))
+    return hashlib.sha256(_without_names(question, weights=True)).digest()
+
+
+def _without_names(question: _Question, *, weights: bool) -> bytes:
+    """Return ``question`` with numbers for names; ``weights``: with the values of large constants."""
+    plain = ModelProto()
+    plain.CopyFrom(question.model)
+    about = [node.name in question.names for node in plain.graph.node]
+    anonymous = _Anonymous(weights=weights)
+    anonymous.graph(plain.graph)
+    profiles = [
+        {anonymous.number(name): shapes for name, shapes in profile.items()}
+        for profile in question.profiles
+    ]
+    content: bytes = plain.SerializeToString(deterministic=True)
+    return json.dumps({"about": about, "profiles": profiles}, sort_keys=True).encode() + content
+
+
+class _Anonymous:
+    """Replaces the names in a graph by numbers, and large constants by their type.
+
+    Args:
+        weights: Whether large constants stay as they are.
+    """
+
+    def __init__(self, *, weights: bool) -> None:
+        self._weights = weights
         self._numbers: dict[str, str] = {"": ""}
 
     def graph(self, graph: GraphProto) -> None:
@@ -713,7 +735,10 @@ class _Anonymous:
             self._node(node)
         for tensor in graph.initializer:
             tensor.name = self.number(tensor.name)
-            if tensor.data_location == TensorProto.EXTERNAL or tensor.ByteSize() > _SMALL_BYTES:
+            is_large = tensor.data_location == TensorProto.EXTERNAL or (
+                tensor.ByteSize() > _SMALL_BYTES
+            )
+            if is_large and not self._weights:
                 kept = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
                 tensor.CopyFrom(kept)
         for info in (*graph.input, *graph.output):
