@@ -19,7 +19,8 @@ Skips, with the reason in the report:
 - what makes the model grow. A value of more than 64 KiB must be paid for by the constants that are
   gone with it, or all such values together be a small share of the model: ConstantOfShape, Expand or
   Tile turn a few bytes into hundreds of megabytes, and a transposed copy beside a weight that is still
-  read doubles it. What lies behind such a value folds where its own result is small;
+  read doubles it. Computed numbers, a table of sines say, that do not repeat along an axis may be
+  stored until the constants take 1 MiB. What lies behind such a value folds where its own result is small;
 - quantised weights (DequantizeLinear, QuantizeLinear of a constant): they say in which precision the
   reader is to compute;
 - what neither ONNX Runtime nor the reference can compute.
@@ -33,6 +34,7 @@ import math
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -44,6 +46,7 @@ from optc.passes.graph import (
     all_nodes,
     bodies_of,
     is_constant,
+    producer,
     reads,
     redirect,
     remove_dead,
@@ -51,6 +54,9 @@ from optc.passes.graph import (
 
 HUGE_BYTES = 2**30
 """A node that makes more than this is not computed, however little is left of it in the end."""
+
+REPEATING = frozenset({"ConstantOfShape", "Expand", "Tile"})
+MOVING = frozenset({"Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
 QUANTISING = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
@@ -68,6 +74,11 @@ class FoldConstants(Pass):
         50,
         "all larger values together may add one byte to so many of the graph's constants",
         least=1,
+    )
+    small_bytes: int = option(
+        2**20,
+        "computed values, not moved or repeated ones, may make a graph's constants take so many bytes",
+        least=0,
     )
 
     def run(self, graph: gs.Graph, facts: Facts) -> Report:
@@ -170,7 +181,7 @@ class _Folding:
                     if name not in values
                 }
             sizes = {name: value.nbytes for name, value in values.items()}
-            if not self.give_up(bad or self.growing(wanted, sizes)):
+            if not self.give_up(bad or self.growing(wanted, sizes, values)):
                 report.skipped |= self.why_not
                 return values
         report.skipped |= self.why_not
@@ -217,7 +228,12 @@ class _Folding:
             if (size := self.inferred_bytes(tensor.name)) > HUGE_BYTES
         }
 
-    def growing(self, wanted: Mapping[str, gs.Node], sizes: Mapping[str, int]) -> dict[str, str]:
+    def growing(
+        self,
+        wanted: Mapping[str, gs.Node],
+        sizes: Mapping[str, int],
+        values: Mapping[str, Array] = MappingProxyType({}),
+    ) -> dict[str, str]:
         """Return the makers of values that would make the model grow -> why they are left.
 
         Each byte of a constant that is gone pays for one byte of one value.
@@ -225,7 +241,9 @@ class _Folding:
         if all(size <= self.limits.growth_bytes for size in sizes.values()):
             return {}
         unspent: dict[int, int] = {}
-        allowance = _constant_bytes(self.graph) // self.limits.growth_share
+        stored = _constant_bytes(self.graph)
+        allowance = stored // self.limits.growth_share
+        small = max(self.limits.small_bytes - stored, 0)
         growing = {}
         for name, node in wanted.items():
             if sizes.get(name, 0) <= self.limits.growth_bytes:
@@ -238,6 +256,8 @@ class _Folding:
                 price -= paid
             if price <= allowance:
                 allowance -= price
+            elif price <= small and _is_computed(node, values.get(name)):
+                small -= price
             else:
                 growing[node.name] = f"the model would grow by {sizes[name]:,} bytes"
         return growing
@@ -287,3 +307,20 @@ def _all_reads(node: gs.Node) -> Iterator[gs.Tensor]:
     for body in bodies_of(node):
         for inner in all_nodes(body):
             yield from inner.inputs
+
+
+def _is_computed(node: gs.Node, value: Array | None) -> bool:
+    """Whether ``node`` makes numbers that were not there before, and not the same ones many times.
+
+    Where ``value`` is not known yet, nothing is said against it.
+    """
+    maker: gs.Node | None = node
+    while maker is not None and maker.op in MOVING:
+        maker = producer(maker.inputs[0])
+    if maker is None or maker.op in REPEATING:
+        return False
+    return value is None or not any(
+        bool((value == value.take([0], axis)).all())
+        for axis, extent in enumerate(value.shape)
+        if extent > 1
+    )

@@ -57,6 +57,7 @@ ORDER = (
     "fuse-matmul-add-into-gemm",
     "fuse-transpose-into-gemm",
     "fold-affine-into-batchnorm",
+    "fold-affine-into-filled-conv",
     "fold-batchnorm-before-conv",
     "fold-batchnorm-before-gemm",
     "fold-add-before-conv",

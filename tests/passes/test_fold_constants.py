@@ -103,9 +103,11 @@ def large_model(nodes: str, outputs: str, rows: int = 200) -> onnx.ModelProto:
     return model
 
 
-def folded(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
+def folded(
+    model: onnx.ModelProto, *, small_bytes: int = 0
+) -> tuple[onnx.ModelProto, dict[str, str]]:
     graph = import_model(model)
-    report = optimise(graph, [FoldConstants()])
+    report = optimise(graph, [FoldConstants(small_bytes=small_bytes)])
     after = export_model(graph)
     onnx.checker.check_model(after)
     columns = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
@@ -121,6 +123,35 @@ def test_a_large_weight_may_be_transposed_as_the_copy_takes_its_place() -> None:
     )
     assert [node.op_type for node in after.graph.node] == ["MatMul"]
     assert not skipped
+
+
+FILL = (
+    "s = Constant <value = int64[2] {200, 200}> () c = Constant <value = int64 {1}> ()"
+    " f = ConstantOfShape (s)"
+)
+COMPUTED = {
+    "computed": ("n = Neg (w) a = MatMul (x, w) y = MatMul (a, n)", 0),
+    "computed, then moved": (
+        "n = Neg (w) t = Transpose (n) a = MatMul (x, w) y = MatMul (a, t)",
+        0,
+    ),
+    "moved": ("t = Transpose (w) a = MatMul (x, w) y = MatMul (a, t)", 1),
+    "repeated": (f"{FILL} a = MatMul (x, w) y = MatMul (a, f)", 1),
+    "repeated, then computed": (
+        f"{FILL} r = CumSum (f, c) a = MatMul (x, w) y = MatMul (a, r)",
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize(("nodes", "left"), COMPUTED.values(), ids=COMPUTED)
+def test_a_small_model_may_store_what_is_computed(nodes: str, left: int) -> None:
+    model = large_model(nodes, "float[1,200] y")
+    after, skipped = folded(model, small_bytes=400_000)
+    assert len(after.graph.node) == 2 + left
+    assert bool(skipped) == bool(left)
+    _, skipped = folded(model, small_bytes=200_000)
+    assert len(skipped) >= 1
 
 
 def test_a_large_weight_that_is_still_read_gets_no_transposed_copy() -> None:
