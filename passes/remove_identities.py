@@ -19,7 +19,8 @@ Why it holds, bit by bit:
   of one element. A chain of Reshape, Flatten, Squeeze and Unsqueeze keeps the order of the elements: it
   changes nothing where it ends in the shape it began with;
 - x * 1, x / 1, x ** 1, x - 0 where the constant does not widen x. x + 0 is exact for integers; for
-  floats only x + -0.0 is, as 0.0 turns -0.0 into 0.0;
+  floats only x + -0.0 is, as 0.0 turns -0.0 into 0.0. Behind a product of matrices or a convolution it
+  does not matter: the specification leaves open in which order they add, and so a zero's sign;
 - Where with a condition that is all true or all false, where what it chooses is not widened;
 - Neg and Not of themselves; Relu, Abs, Ceil, Floor, Round and Sign of themselves;
 - a Cast back from a type that holds every value of the first.
@@ -43,6 +44,7 @@ from onnx import helper
 from optc.passes.contract import Facts, Pass, Report
 from optc.passes.determinism import is_training
 from optc.passes.graph import Array, is_constant, producer, redirect
+from optc.passes.match import made_by
 
 SMALL_BYTES = 64 * 1024
 """Constants beyond this are not looked into."""
@@ -51,6 +53,9 @@ RESHAPING = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
 """Operators that keep the elements in their order."""
 
 IDEMPOTENT = frozenset({"Abs", "Ceil", "Floor", "Relu", "Round", "Sign"})
+SUMS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators that add products in an order that is theirs to choose."""
+
 INVOLUTIONS = frozenset({"BitwiseNot", "Neg", "Not"})
 
 LOSSLESS = {
@@ -355,9 +360,8 @@ def _mul(node: gs.Node, facts: Facts) -> gs.Tensor | None:
 
 def _add(node: gs.Node, facts: Facts) -> gs.Tensor | None:
     for index in (0, 1):
-        value = _value(node, index, facts)
-        if _is_all(value, 0) and _keeps_zeros(value, of_sum=True):
-            other = node.inputs[1 - index]
+        value, other = _value(node, index, facts), node.inputs[1 - index]
+        if _is_all(value, 0) and (_keeps_zeros(value, of_sum=True) or made_by(other, *SUMS)):
             return other if _same_shape(other, node.outputs[0], facts) else None
     return None
 

@@ -93,6 +93,35 @@ def test_what_changes_something_stays(nodes: str) -> None:
     assert not report.rewritten
 
 
+SUMS = {
+    "product": "s = MatMul (x, w) y = Add (s, zeros)",
+    "product on the right": "s = MatMul (x, w) y = Add (zeros, s)",
+    "with a bias": "s = Gemm (x, w, b) y = Add (s, zeros)",
+}
+
+
+@pytest.mark.parametrize("nodes", SUMS.values(), ids=SUMS)
+def test_a_sum_of_products_has_no_sign_of_zero_to_keep(nodes: str) -> None:
+    before, after, _ = rewrite(
+        f"""{HEAD} g (float[N,2] x) => (float[N,2] y)
+        <float[2,2] w = {{1, 2, 3, 4}}, float[2] b = {{1, 2}}, float[2] zeros = {{0, 0}}>
+        {{ {nodes} }}""",
+        RemoveIdentities(),
+    )
+    assert len(after.graph.node) == 1
+    assert_same_numbers(before, after, rtol=0)
+
+
+def test_zeros_that_widen_a_sum_of_products_stay() -> None:
+    _, _, report = rewrite(
+        f"""{HEAD} g (float[1,2] x) => (float[3,2] y)
+        <float[2,2] w = {{1, 2, 3, 4}}, float[3,1] zeros = {{0, 0, 0}}>
+        {{ s = MatMul (x, w) y = Add (s, zeros) }}""",
+        RemoveIdentities(),
+    )
+    assert not report.rewritten
+
+
 def test_integers_have_one_zero() -> None:
     before, after, _ = rewrite(
         HEAD
