@@ -127,6 +127,8 @@ class OrtRunner:
         options.log_severity_level = 4  # the exception says it; stderr need not say it again
         key = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(key, str(folder.resolve()))
+        # Without this a product with weights of int8 rounds its other operand to 8 bits as well.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         # ONNX Runtime reads these arrays for as long as the session lives.
         self._weights = {name: _ort_value(array) for name, array in (weights or {}).items()}
         options.add_external_initializers(list(self._weights), list(self._weights.values()))

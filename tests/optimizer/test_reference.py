@@ -94,6 +94,18 @@ def test_an_ir_version_that_is_too_new_is_lowered_and_said(
     assert model.runner.run(x)["y"] == model.variant(["y"]).run(x)["y"] == -1
 
 
+def test_a_product_with_weights_of_8_bits_keeps_its_other_operand_in_floats() -> None:
+    text = """g (float[4,64] x) => (float[4,8] y) <float s = {0.01}>
+              { d = DequantizeLinear (w, s)  y = MatMul (x, d) }"""
+    model = onnx.parser.parse_model('<ir_version: 10, opset_import: ["" : 21]> ' + text)
+    rng = np.random.default_rng(0)
+    weights = rng.integers(-127, 128, (64, 8)).astype(np.int8)
+    model.graph.initializer.append(numpy_helper.from_array(weights, "w"))
+    x = rng.standard_normal((4, 64)).astype(np.float32)
+    found = OrtRunner(model, Path(), optimised=True).run({"x": x})["y"]
+    np.testing.assert_allclose(found, x @ (weights * np.float32(0.01)), atol=1e-4)
+
+
 def test_initialisers_that_are_inputs_too_need_not_be_given(tmp_path: Path) -> None:
     model = model_of("g (float[N,2] x, float[2] w) => (float[N,2] y) { y = Add (x, w) }")
     model.graph.initializer.append(numpy_helper.from_array(np.ones(2, np.float32), "w"))
