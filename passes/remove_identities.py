@@ -19,8 +19,9 @@ Why it holds, bit by bit:
   of one element. A chain of Reshape, Flatten, Squeeze and Unsqueeze keeps the order of the elements: it
   changes nothing where it ends in the shape it began with;
 - x * 1, x / 1, x ** 1, x - 0 where the constant does not widen x. x + 0 is exact for integers; for
-  floats only x + -0.0 is, as 0.0 turns -0.0 into 0.0. Behind a product of matrices or a convolution it
-  does not matter: the specification leaves open in which order they add, and so a zero's sign;
+  floats only x + -0.0 is, as 0.0 turns -0.0 into 0.0. Behind a product of matrices, a convolution
+  or a normalisation it does not matter: the specification leaves open in which order they add, and so
+  a zero's sign;
 - Where with a condition that is all true or all false, where what it chooses is not widened;
 - Neg and Not of themselves; Relu, Abs, Ceil, Floor, Round and Sign of themselves;
 - a Cast back from a type that holds every value of the first.
@@ -53,8 +54,19 @@ RESHAPING = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
 """Operators that keep the elements in their order."""
 
 IDEMPOTENT = frozenset({"Abs", "Ceil", "Floor", "Relu", "Round", "Sign"})
-SUMS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+SUMS = (
+    "BatchNormalization",
+    "Conv",
+    "ConvTranspose",
+    "Gemm",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "MatMul",
+)
 """Operators that add products in an order that is theirs to choose."""
+
+FURTHEST = 4
+"""Nodes that move data between such a sum and what is added to it, at most."""
 
 INVOLUTIONS = frozenset({"BitwiseNot", "Neg", "Not"})
 
@@ -361,9 +373,19 @@ def _mul(node: gs.Node, facts: Facts) -> gs.Tensor | None:
 def _add(node: gs.Node, facts: Facts) -> gs.Tensor | None:
     for index in (0, 1):
         value, other = _value(node, index, facts), node.inputs[1 - index]
-        if _is_all(value, 0) and (_keeps_zeros(value, of_sum=True) or made_by(other, *SUMS)):
+        if _is_all(value, 0) and (_keeps_zeros(value, of_sum=True) or _is_sum(other)):
             return other if _same_shape(other, node.outputs[0], facts) else None
     return None
+
+
+def _is_sum(tensor: gs.Tensor) -> bool:
+    """Whether the sign of a zero in ``tensor`` is nobody's to say."""
+    for _ in range(FURTHEST):
+        moved = made_by(tensor, *RESHAPING, "Transpose")
+        if moved is None:
+            break
+        tensor = moved.inputs[0]
+    return made_by(tensor, *SUMS) is not None
 
 
 def _sub(node: gs.Node, facts: Facts) -> gs.Tensor | None:
