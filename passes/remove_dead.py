@@ -103,9 +103,21 @@ def _forget_scan_output(node: gs.Node, index: int) -> None:
                 del node.attrs[name]
 
 
+_MICROSOFT = {
+    "Attention": 2,
+    "EmbedLayerNormalization": 3,
+    "MultiHeadAttention": 3,
+    "SkipLayerNormalization": 4,
+    "SkipSimplifiedLayerNormalization": 4,
+}
+"""Operator of com.microsoft, of which onnx has no schema -> its outputs. All but the first are optional."""
+
+
 @cache
 def _optional_outputs(op: str, domain: str, opset: int) -> frozenset[int]:
     """Return the indices of the outputs that an operator may go without."""
+    if domain == "com.microsoft":
+        return frozenset(range(1, _MICROSOFT.get(op, 1)))
     if op == "BatchNormalization" or domain or not onnx.defs.has(op, opset, domain):
         return frozenset()
     schema = onnx.defs.get_schema(op, opset, domain)

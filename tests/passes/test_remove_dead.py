@@ -41,6 +41,22 @@ def test_optional_outputs_that_nothing_reads_go() -> None:
     assert_same_numbers(before, after, rtol=0)
 
 
+def test_so_do_those_of_operators_that_onnx_has_no_schema_of() -> None:
+    before, after, _ = rewrite(
+        HEAD.replace("17]", '17, "com.microsoft" : 1]')
+        + """
+        g (float[2,3,8] x) => (float[2,3,8] y, float[2,3,8] z, float[2,3,8] sum)
+        <float[8] w = {1, 2, 3, 4, 5, 6, 7, 8}>
+        {
+            y, unread, other, another = com.microsoft.SkipLayerNormalization (x, x, w)
+            z, mean, deviation, sum = com.microsoft.SkipLayerNormalization (y, x, w)
+        }""",
+        RemoveDead(),
+    )
+    assert [list(node.output) for node in after.graph.node] == [["y"], ["z", "", "", "sum"]]
+    assert_same_numbers(before, after, rtol=0)
+
+
 def test_an_output_before_one_that_is_read_is_left_out_by_name() -> None:
     before, after, _ = rewrite(
         HEAD
