@@ -167,6 +167,39 @@ def test_what_only_the_builder_refuses_is_found_by_a_trial_build(
     assert refused[node].by == "builder"
 
 
+NMS_OF_LABELLED = """
+    g (bool c, float[1,8,4] boxes, float[1,2,8] scores, int64[k] labels) => (int64[n,3] y)
+    <int64 most = {3}, float iou = {0.5}, float score = {0.1}> {
+        [choice] y = If (c) <
+            then_branch = yes () => (int64[n,3] a) {
+                [largest] l = ReduceMax <keepdims = 0> (labels)
+                [cast] f = Cast <to = 1> (l)
+                [add] s = Add (scores, f)
+                [one] a = NonMaxSuppression (boxes, s, most, iou, score)
+            },
+            else_branch = no () => (int64[m,3] b) {
+                [two] b = NonMaxSuppression (boxes, scores, most, iou)
+            }>
+    }"""
+
+
+def labelled(names: Sequence[str]) -> tuple[Profile, ...]:
+    """Return the profiles of a model whose labels are 0 to 9."""
+    return ({"labels": ((0,), (5,), (9,))},) if "labels" in names else ()
+
+
+def test_integers_of_any_length_are_data_for_a_trial_and_a_few_may_be_sizes(
+    workers: Counted, oracle: Oracle
+) -> None:
+    graph = model(NMS_OF_LABELLED)
+    refused = oracle.refusals(graph, RTX, compute_capability="8.6", profiles=labelled)
+    assert {name: why.by for name, why in refused.items()} == {"choice": "builder"}
+    workers.asked.clear()
+    graph = model(NMS_OF_LABELLED.replace("int64[k]", "int64[9]"))
+    assert oracle.refusals(graph, RTX, compute_capability="8.6", profiles=fixed) == {}
+    assert not any(job.build for job in workers.asked)
+
+
 def test_without_a_bound_for_an_axis_no_trial_is_made(workers: Counted, oracle: Oracle) -> None:
     assert oracle.refusals(model(NMS), RTX, profiles=lambda names: None) == {}
     assert not any(job.build for job in workers.asked)
