@@ -20,11 +20,13 @@ computed in float64 and rounded once.
 
 Needs: W, b and the four constants of the BatchNormalization.
 Keeps: names of the Conv, its weights and y. Weights that several nodes share stay shared: they are
-folded together where all get the same s. A shared bias is copied, it is small. A BatchNormalization
-that nothing takes stays as it is: it is never spelt out as Mul and Add.
+folded together where all get the same s. Else they are copied, if they take no more than 64 KiB, like
+a shared bias. A BatchNormalization that nothing takes stays as it is: it is never spelt out as Mul and
+Add.
 Skips, with the reason in the report: training mode; statistics for each position (spatial=0, before
-opset 9); var + epsilon not above 0; a Conv output that another node or the caller reads; a weight
-shared with a node that does not get the same s; weights that would leave the range of their type.
+opset 9); var + epsilon not above 0; a Conv output that another node or the caller reads; a larger
+weight shared with a node that does not get the same s; weights that would leave the range of their
+type.
 """
 
 from __future__ import annotations

@@ -16,9 +16,10 @@ Equal up to rounding: the new weights are computed in float64 and rounded once.
 
 Needs: W, b and s constant; s one number, or one per output channel.
 Keeps: names of the Conv, its weights and y. Weights that several nodes share stay shared: they are
-folded together where all are followed by the same s. A shared bias is copied, it is small.
-Skips, with the reason in the report: a Conv output that another node or the caller reads; a weight
-shared with a node that is not followed by s; weights that would leave the range of their type.
+folded together where all are followed by the same s. Else they are copied, if they take no more than
+64 KiB, like a shared bias.
+Skips, with the reason in the report: a Conv output that another node or the caller reads; a larger
+weight shared with a node that is not followed by s; weights that would leave the range of their type.
 """
 
 from __future__ import annotations

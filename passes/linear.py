@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -47,6 +47,9 @@ ROOM = 1 / 64
 ROUNDING = frozenset({"Ceil", "Floor", "QuantizeLinear", "Round"})
 """Ops that make a whole step of the last bit of what they read. A quantised model spells its
 quantisation out so, and the scale in front of the rounding has to stay what it is."""
+
+COPIED_BYTES = 64 * 1024
+"""Weights of up to so many bytes are copied where those who share them want different things."""
 
 NOTHING = 1e-30
 """A channel whose largest weight is below this may vanish: training leaves such dead channels."""
@@ -415,6 +418,7 @@ class _Fold:
         channels: The output channels.
         factor: What to multiply the weights by, see `Linear.scaled`; None leaves them alone.
         bias: The new bias, one number per output channel; None leaves it alone.
+        copies: Whether the new weights are its own, and the old ones stay for others.
     """
 
     linear: Linear
@@ -422,6 +426,7 @@ class _Fold:
     channels: Channels
     factor: Doubles | None
     bias: Doubles | None
+    copies: bool = False
 
 
 def _after(linear: Linear, follower: gs.Node, facts: Facts) -> _Fold:
@@ -478,11 +483,26 @@ def _adds_evenly(node: gs.Node) -> bool:
 def _together(
     fold: _Fold, linear_before: Callable[[gs.Node], Linear | None], facts: Facts
 ) -> list[_Fold]:
-    """Return ``fold`` and those of all other nodes that read the same weights."""
+    """Return ``fold`` and those of all other nodes that read the same weights.
+
+    Where the others want something else, it is alone with a copy of the weights, if they are small.
+    """
     weight = fold.linear.weight
     if fold.factor is None or not facts.is_shared(weight):
         return [fold]
-    folds = [fold]
+    try:
+        return _with_others(fold, linear_before, facts)
+    except Refused:
+        is_read_twice = sum(tensor is weight for tensor in fold.linear.node.inputs) > 1
+        if weight._values.nbytes > COPIED_BYTES or is_read_twice:
+            raise
+        return [replace(fold, copies=True)]
+
+
+def _with_others(
+    fold: _Fold, linear_before: Callable[[gs.Node], Linear | None], facts: Facts
+) -> list[_Fold]:
+    weight, folds = fold.linear.weight, [fold]
     for node in weight.outputs:
         if node is fold.linear.node:
             continue
@@ -544,6 +564,10 @@ def _apply(folds: Sequence[_Fold], facts: Facts) -> None:
         weight = fold.linear.weight
         if fold.factor is not None and id(weight) not in scaled:
             scaled[id(weight)] = weight, fold.linear.scaled(fold.factor)
+    for fold in folds:
+        if fold.copies:
+            weight, numbers = scaled.pop(id(fold.linear.weight))
+            fold.linear.node.inputs[1] = gs.Constant(facts.fresh_name(weight.name), numbers)
     for weight, numbers in scaled.values():
         weight.values = numbers
     for fold in folds:

@@ -125,6 +125,26 @@ g (float[1,1,2,2] x, float[1,2,2,2] o) => (float[1,2,2,2] y)
     assert_same_numbers(before, after, rtol=1e-5, atol=1e-6)
 
 
+def test_small_weights_that_others_share_are_copied() -> None:
+    before, after, report = rewrite(
+        HEAD
+        + f"""
+        g (float[1,1,2,2] x) => (float[1,2,2,2] y, float[1,2,2,2] z, float[1,2,2,2] a)
+        <float[2,1,1,1] w = {{1, 2}}, {STATISTICS}, float[2] other = {{1, 1}}>
+        {{
+            [one] c = Conv (x, w) [norm] y = BatchNormalization (c, gamma, beta, mean, var)
+            [two] d = Conv (x, w) [last] z = BatchNormalization (d, other, beta, mean, var)
+            [three] a = Conv (x, w)
+        }}""",
+        FoldBatchnormIntoConv(),
+    )
+    assert [node.op_type for node in after.graph.node] == ["Conv"] * 3
+    assert len({node.input[1] for node in after.graph.node}) == 3
+    assert after.graph.node[2].input[1] == "w"
+    assert set(report.merged) == {"one", "two"}
+    assert_same_numbers(before, after, rtol=1e-5, atol=1e-6)
+
+
 def test_statistics_that_others_share_are_only_read() -> None:
     before, after, report = rewrite(
         HEAD
@@ -260,8 +280,9 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("reason", "opset", "source"), REFUSALS)
 def test_what_would_change_a_result_is_left_alone_with_the_reason(
-    reason: str, opset: int, source: str
+    reason: str, opset: int, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("optc.passes.linear.COPIED_BYTES", 0)
     before, after, report = rewrite(
         f'<ir_version: 8, opset_import: ["" : {opset}]>' + source, FoldBatchnormIntoConv()
     )
