@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_graphsurgeon as gs
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from optc.optimizer.debug import dumps, prints
 from optc.optimizer.model_file import load_graph, model_in_memory, read_model
+from optc.optimizer.package import SHARED_BYTES
 from optc.optimizer.progress import Progress, Silent
 from optc.optimizer.weight_file import WeightFile
 from optc.passes import registry
 from optc.passes.contract import Pass
-from optc.passes.graph import all_bodies, export_model
+from optc.passes.graph import StoredValues, all_bodies, export_model
 from optc.passes.pipeline import AfterStep, PipelineReport, Step, optimise
 from optc.specs.diagnostic import Diagnostic, EnvironmentFault
 
@@ -134,7 +135,8 @@ def optimize_file(
 ) -> Report:
     """Run the graph passes on the file ``model`` and write the result to ``output``, at once.
 
-    Weights of more than 1 GiB go to ``<output>.data`` beside it.
+    Weights go to ``<output>.data`` beside it where the model's own were in such a file, and where
+    they are more than 1 GiB.
 
     Raises:
         OptcError: As `optimize`; also where ``output`` cannot be written (``cannot-write``), and,
@@ -185,10 +187,22 @@ def _chosen(disable: Sequence[str], only: Sequence[str]) -> list[Pass]:
     return registry.passes(disable, only=only)
 
 
+def _belong_beside(values: Collection[Any]) -> bool:
+    """Whether weights go into a file beside the model: many do, and those that came from one."""
+    total = sum(each.nbytes for each in values)
+    return total > LARGEST_EMBEDDED or (
+        total > SHARED_BYTES
+        and any(
+            isinstance(each, StoredValues) and each.tensor.data_location == TensorProto.EXTERNAL
+            for each in values
+        )
+    )
+
+
 def _write(graph: gs.Graph, output: Path) -> None:
     """Write ``graph`` to ``output``, all of it or nothing."""
     constants = {
-        id(c._values): c._values.nbytes
+        id(c._values): c._values
         for part in (graph, *all_bodies(graph))
         for tensors in (part.outputs, *(node.inputs for node in part.nodes))
         for c in tensors
@@ -197,7 +211,7 @@ def _write(graph: gs.Graph, output: Path) -> None:
     data = f"{output.name}.data"
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
         staged = Path(folder)
-        if sum(constants.values()) > LARGEST_EMBEDDED:
+        if _belong_beside(constants.values()):
             with WeightFile(staged / data) as weights:
                 model = export_model(graph, place=weights.place)
             (staged / output.name).write_bytes(model.SerializeToString())

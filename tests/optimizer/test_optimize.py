@@ -9,6 +9,7 @@ from graphs import assert_same_numbers, parsed
 from onnx import ModelProto, TensorProto, helper
 
 import optc
+from optc.optimizer.optimize import optimize_file
 from optc.specs.diagnostic import InputError, ModelError
 
 SOURCE = """
@@ -88,3 +89,21 @@ def test_a_model_of_large_weights_in_memory_keeps_them() -> None:
     model.graph.output.append(helper.make_tensor_value_info("row", TensorProto.FLOAT, [2]))
     optimised, _ = optc.optimize(model)
     assert_same_numbers(model, optimised, rtol=0)
+
+
+def test_weights_that_were_beside_the_model_stay_beside_it(tmp_path: Path) -> None:
+    weight = np.arange(32 * 1024, dtype=np.float32).reshape(128, 256)
+    model = parsed(
+        '<ir_version: 9, opset_import: ["" : 17]> g (float[n,128] x, float[128,256] w) => (float[n,256] y) { [i] z = Identity (x) [m] y = MatMul (z, w) }'
+    )
+    model.graph.input.pop()
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    onnx.save(model, tmp_path / "in.onnx", save_as_external_data=True, location="in.bin")
+    optimize_file(tmp_path / "in.onnx", tmp_path / "out.onnx")
+    assert (tmp_path / "out.onnx.data").stat().st_size == weight.nbytes
+    assert (tmp_path / "out.onnx").stat().st_size < 1024
+    optimised = onnx.load(tmp_path / "out.onnx")
+    assert len(optimised.graph.node) == 1
+    assert np.array_equal(onnx.numpy_helper.to_array(optimised.graph.initializer[0]), weight)
+    optimize_file(tmp_path / "out.onnx", tmp_path / "out.onnx")  # over itself
+    assert onnx.load(tmp_path / "out.onnx") == optimised
