@@ -83,6 +83,7 @@ LEGALISING: tuple[str, ...] = (
     "compute-bits-in-integers",
     "select-after-concat",
     "inline-if-not-empty",
+    "fill-axes-before-gathers",
     "decompose-non-max-suppression",
     "decompose-non-zero",
     "decompose-compress",
