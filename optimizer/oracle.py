@@ -512,6 +512,7 @@ class _Graph:
         graph = model.graph
         self._model = model
         self.nodes = {node.name: node for node in graph.node}
+        self._place = {name: place for place, name in enumerate(self.nodes)}
         self.owner = {inner: node.name for node in graph.node for inner in _names(node)}
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
         self._types = {info.name: info for info in (*graph.value_info, *graph.output, *graph.input)}
@@ -554,7 +555,7 @@ class _Graph:
                 if producer is not None and producer.name not in chain and self._is_size(name):
                     chain[producer.name] = producer
                     queue.append(producer)
-        part = [node for name, node in self.nodes.items() if name in chain]
+        part = [self.nodes[name] for name in sorted(chain, key=self._place.__getitem__)]
         entering = _entering(part) - self._constants.keys()
         leaving = [name for name in (tail or [node])[-1].output if name]
         if not all(map(self._can_enter, entering)) or not all(map(self._has_dtype, leaving)):
@@ -604,7 +605,8 @@ class _Graph:
         graph = model.graph
         graph.name = self._model.graph.name
         graph.node.extend(nodes)
-        graph.initializer.extend(t for name, t in self._constants.items() if name in entering)
+        constants = entering & self._constants.keys()
+        graph.initializer.extend(self._constants[name] for name in sorted(constants))
         inputs = sorted(entering - self._constants.keys())
         graph.input.extend(self._types[name] for name in inputs)
         graph.output.extend(self._types[name] for name in leaving)
@@ -728,7 +730,7 @@ class _Anonymous:
         self._weights = weights
         self._numbers: dict[str, str] = {"": ""}
 
-    def graph(self, graph: GraphProto) -> None:
+    def graph(self, graph: GraphProto, *, is_body: bool = False) -> None:
         """Do so in ``graph``, in place."""
         # In the order of the nodes, which does not depend on the names.
         for node in graph.node:
@@ -741,13 +743,15 @@ class _Anonymous:
             if is_large and not self._weights:
                 kept = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
                 tensor.CopyFrom(kept)
+        graph.initializer.sort(key=lambda tensor: tensor.name)
         for info in (*graph.input, *graph.output):
             info.name = self.number(info.name)
+        if not is_body:  # what a body takes and gives is told apart by its place
+            graph.input.sort(key=lambda info: info.name)
+        for info in (*graph.input, *graph.output):
             for dim in info.type.tensor_type.shape.dim:
                 if dim.HasField("dim_param"):
                     dim.dim_param = self.number(f"dim {dim.dim_param}")
-        for tensors in (graph.initializer, graph.input):
-            tensors.sort(key=lambda tensor: tensor.name)
         del graph.value_info[:]
         graph.name = ""
 
@@ -756,7 +760,7 @@ class _Anonymous:
         node.doc_string = ""
         del node.metadata_props[:]
         for body in _bodies(node):
-            self.graph(body)
+            self.graph(body, is_body=True)
         for names in (node.input, node.output):
             names[:] = [self.number(name) for name in names]
 

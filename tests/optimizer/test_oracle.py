@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper, parser
 
 from optc.optimizer.builder import Workers
 from optc.optimizer.job import BuildFailure, ProbeJob, ProbeResult, Profile
-from optc.optimizer.oracle import Oracle, cache_folder
+from optc.optimizer.oracle import Oracle, cache_folder, likeness
 
 RTX = "tensorrt-rtx"
 HEAD = '<ir_version: 8, opset_import: ["" : 17, "com.example" : 1]>'
@@ -217,6 +217,26 @@ def test_answers_are_kept_on_disk_whatever_the_names(workers: Counted, tmp_path:
     second = Oracle(workers, tmp_path).refusals(renamed, RTX, profiles=fixed)
     assert first["nms"] == second["other"]
     assert not any(job.build for job in workers.asked)
+
+
+LOOP = """
+    g (float[2] a, float[3] b) => (float[2] y, float[3] z) <int64 three = {3}, bool yes = {1}> {
+        [loop] y, z = Loop (three, yes, a, b) <
+            body = b (int64 i, bool c, float[2] s, float[3] t) => (bool d, float[2] u, float[3] v) {
+                [keep] d = Identity (c)
+                [left] u = Abs (s)
+                [right] v = Neg (t)
+            }>
+    }"""
+
+
+def test_names_do_not_count_and_the_places_in_a_body_do() -> None:
+    renamed = LOOP.replace("float[2] a", "float[2] z1").replace("yes, a", "yes, z1")
+    crossed = LOOP.replace("Abs (s)", "Abs (t)").replace("Neg (t)", "Neg (s)")
+    crossed = crossed.replace("[2]", "[3]")
+    straight = LOOP.replace("[2]", "[3]")
+    assert likeness(model(LOOP), "loop", ()) == likeness(model(renamed), "loop", ())
+    assert likeness(model(straight), "loop", ()) != likeness(model(crossed), "loop", ())
 
 
 def test_answers_differ_where_the_question_does(workers: Counted, tmp_path: Path) -> None:
