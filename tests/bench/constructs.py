@@ -594,7 +594,6 @@ ALGEBRA = (
         opset=19,
         sizes=BATCH,
         within=ROUNDING,
-        ends="fallback",
     ),
     Construct(
         "MaxUnpool",
