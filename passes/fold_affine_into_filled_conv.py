@@ -22,13 +22,16 @@ Models whose weights were left out, to be small, are written like that.
 
 Needs: bias and what scales and shifts constant.
 Keeps: names of the Conv and of y. Others that read the old weights go on doing so.
-Skips, with the reason in the report: a scale that is not the same for all channels; a Conv output that
+Where s differs from channel to channel, weights of up to 256 KiB are stored.
+
+Skips, with the reason in the report: such a scale where there are more weights; a Conv output that
 another node or the caller reads; numbers that would leave the range of their type; what
 `fold-batchfollower-into-conv` skips of a BatchNormalization itself.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -40,6 +43,9 @@ from optc.passes.contract import Facts, Pass, Report
 from optc.passes.graph import detach
 from optc.passes.linear import FLOATS, Linear, limits
 from optc.passes.match import argument, made_by, names_of
+
+STORED_BYTES = 256 * 1024
+"""Weights of up to so many bytes are stored where a scale tells them apart."""
 
 
 class FoldAffineIntoFilledConv(Pass):
@@ -65,14 +71,15 @@ class FoldAffineIntoFilledConv(Pass):
             except Refused as refused:
                 report.skipped[follower.name] = str(refused)
                 continue
-            graph.nodes.append(weights)
-            report.merged[weights.name] = names_of(filled)
+            if weights is not None:
+                graph.nodes.append(weights)
+                report.merged[weights.name] = names_of(filled)
             report.merged[conv.name] = names_of(conv, follower)
         return report
 
 
-def _fold(conv: gs.Node, filled: gs.Node, follower: gs.Node, facts: Facts) -> gs.Node:
-    """Let ``conv`` do what ``follower`` does, and return the node that fills its new weights.
+def _fold(conv: gs.Node, filled: gs.Node, follower: gs.Node, facts: Facts) -> gs.Node | None:
+    """Let ``conv`` do what ``follower`` does, and return the node that fills its new weights if any.
 
     Raises:
         Refused: If it cannot.
@@ -82,29 +89,38 @@ def _fold(conv: gs.Node, filled: gs.Node, follower: gs.Node, facts: Facts) -> gs
     weight, fill = conv.inputs[1], filled.attrs.get("value")
     value = np.zeros(1, np.float32) if fill is None else np.asarray(fill.values)
     dims = facts.shapes.dims(weight.name)
-    if dims is None or not isinstance(dims[0], int) or value.dtype.name not in FLOATS:
+    shape = [dim for dim in dims or () if isinstance(dim, int)]
+    if dims is None or len(shape) != len(dims) or value.dtype.name not in FLOATS:
         raise Refused("the weights of the Conv are of a shape or type that is not known")
     bias = argument(conv, 2)
     if bias is not None and not isinstance(bias, gs.Constant):
         raise Refused("the bias of the Conv is computed at run time")
-    channels = Channels(dims[0], axis=1, rank=len(dims))
+    channels = Channels(shape[0], axis=1, rank=len(shape))
     affine = affine_of(follower, channels, facts.opset)
     scale = np.ones(1) if affine.scale is None else affine.scale
-    if (scale != scale[0]).any():
+    is_filled = bool((scale == scale[0]).all())
+    if not is_filled and math.prod(shape) * value.dtype.itemsize > STORED_BYTES:
         raise Refused("the scale is not the same for all channels")
-    number = _held(value.astype(np.float64) * scale[0], value.dtype)
     if bias is not None or affine.shift is not None:
         numbers = Linear(conv, weight, bias).bias_numbers(channels) * scale
         numbers = numbers if affine.shift is None else numbers + affine.shift
         bias = gs.Constant(facts.fresh_name(f"{conv.name}.bias"), _held(numbers, value.dtype))
-    name = facts.fresh_name(filled.name)
-    made = gs.Variable(facts.fresh_name(weight.name), value.dtype, dims)
-    attrs = {"value": gs.Constant(facts.fresh_name(f"{name}.value"), number)}
+    filters = _held(value.astype(np.float64) * (scale[:1] if is_filled else scale), value.dtype)
+    name = facts.fresh_name(weight.name)
+    node: gs.Node | None = None
+    if is_filled:
+        made: gs.Tensor = gs.Variable(name, value.dtype, shape)
+        attrs = {"value": gs.Constant(facts.fresh_name(f"{name}.value"), filters)}
+        fresh = facts.fresh_name(filled.name)
+        node = gs.Node("ConstantOfShape", fresh, attrs, [filled.inputs[0]], [made])
+    else:
+        column = filters.reshape(-1, *[1] * (len(shape) - 1))
+        made = gs.Constant(name, np.ascontiguousarray(np.broadcast_to(column, shape)))
     conv.inputs = [conv.inputs[0], made, *([] if bias is None else [bias])]
     output = follower.outputs[0]
     detach(follower)
     conv.outputs = [output]
-    return gs.Node("ConstantOfShape", name, attrs, [filled.inputs[0]], [made])
+    return node
 
 
 def _held(numbers: Doubles, dtype: np.dtype[Any]) -> Array:

@@ -12,7 +12,7 @@ Why it holds: the same deterministic operator with the same attributes and the s
 same outputs. Constants are the same where dtype, shape and every byte are.
 
 Keeps: names that must stay; where both nodes make one, they are not merged. Nodes with bodies are
-not compared. Constants are merged within a graph, large ones also across bodies. The values of a
+not compared, nor is a Conv that a BatchNormalization is to go into: it is compared when it has. Constants are merged within a graph, large ones also across bodies. The values of a
 constant are read only where another has its dtype and shape.
 """
 
@@ -50,7 +50,7 @@ class MergeCommonSubexpressions(Pass):
             report.merged[reader] = (reader,)
         first_of: dict[Hashable, gs.Node] = {}
         for node in graph.nodes:
-            if bodies_of(node) or not is_deterministic(node):
+            if bodies_of(node) or not is_deterministic(node) or _is_normalised(node):
                 continue
             first = first_of.setdefault(_signature(node), node)
             if first is node:
@@ -66,6 +66,12 @@ class MergeCommonSubexpressions(Pass):
         if gone:
             graph.nodes = [node for node in graph.nodes if node.name not in gone]
         return report
+
+
+def _is_normalised(node: gs.Node) -> bool:
+    """Whether a BatchNormalization goes into ``node``, which is not to be shared then."""
+    readers = node.outputs[0].outputs
+    return node.op == "Conv" and len(readers) == 1 and readers[0].op == "BatchNormalization"
 
 
 def _signature(node: gs.Node) -> Hashable:

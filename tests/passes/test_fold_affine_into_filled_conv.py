@@ -69,8 +69,26 @@ def test_another_reader_of_the_weights_keeps_them() -> None:
     assert_same_numbers(before, after, rtol=1e-6, atol=1e-5)
 
 
+SCALED = """
+    <int64[4] s = {2, 3, 1, 1}, float[2,1,1] v = {3, 4}>
+    { w = ConstantOfShape <value = float[1] {2}> (s) c = Conv (x, w) y = Mul (c, v) }"""
+
+
+def test_few_weights_are_stored_where_the_scale_tells_them_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = f"{HEAD} g (float[1,3,4,4] x) => (float[1,2,4,4] y) {SCALED}"
+    before, after, _ = rewrite(source, FoldAffineIntoFilledConv())
+    (conv,) = after.graph.node
+    (stored,) = (t for t in after.graph.initializer if t.name == conv.input[1])
+    assert onnx.numpy_helper.to_array(stored).reshape(2, 3).tolist() == [[6] * 3, [8] * 3]
+    assert_same_numbers(before, after, rtol=1e-6, atol=1e-5)
+    monkeypatch.setattr("optc.passes.fold_affine_into_filled_conv.STORED_BYTES", 23)
+    _, _, report = rewrite(source, FoldAffineIntoFilledConv())
+    assert list(report.skipped.values()) == ["the scale is not the same for all channels"]
+
+
 LEFT = {
-    "not the same for all": ("y = Mul (c, v)", "the scale is not the same for all channels"),
     "another reader": ("y = Mul (c, k) z = Relu (c)", "the Conv output has another reader"),
     "kept": ("y = Mul (c, k) z = Identity (y)", None),
     "too large": ("y = Mul (c, large)", "the folded numbers do not fit float32"),
@@ -84,7 +102,7 @@ def test_what_is_left_alone(nodes: str, reason: str | None) -> None:
     numbers = ", ".join("1" * 16)
     _, _, report = rewrite(
         f"""{HEAD} g (float[1,3,4,4] x) => (float[1,2,4,4] y{outputs})
-        <int64[4] s = {{2, 3, 1, 1}}, float k = {{3}}, float[2,1,1] v = {{3, 4}},
+        <int64[4] s = {{2, 3, 1, 1}}, float k = {{3}},
          float large = {{3e38}}, float[4,4] m = {{{numbers}}}>
         {{ w = ConstantOfShape <value = float[1] {{2}}> (s) c = Conv (x, w) {nodes} }}""",
         FoldAffineIntoFilledConv(),

@@ -207,3 +207,27 @@ def test_an_output_that_is_a_constant_keeps_its_own() -> None:
     )
     assert after.graph.node[1].attribute[0].g.initializer[0].name == "a"
     assert_same_numbers(before, after, rtol=0)
+
+
+def test_convolutions_are_not_shared_before_their_normalisations_are_in_them() -> None:
+    source = (
+        HEAD
+        + """
+        g (float[1,1,2,2] x) => (float[1,1,2,2] y, float[1,1,2,2] z)
+        <float[1,1,1,1] w = {2}, float[1] a = {1}, float[1] b = {2}>
+        {
+            c = Conv (x, w)
+            d = Conv (x, w)
+            y = BatchNormalization (c, a, a, a, a)
+            z = BatchNormalization (d, b, b, b, b)
+        }"""
+    )
+    _, after, _ = rewrite(source, MergeCommonSubexpressions())
+    assert len(after.graph.node) == 4
+    _, after, _ = rewrite(
+        source.replace("BatchNormalization (c, a, a, a, a)", "Relu (c)").replace(
+            "BatchNormalization (d, b, b, b, b)", "Neg (d)"
+        ),
+        MergeCommonSubexpressions(),
+    )
+    assert len(after.graph.node) == 3
