@@ -95,6 +95,7 @@ LEGALISING: tuple[str, ...] = (
     "expand-functions",
     "decompose-roi-align",
     "decompose-deform-conv",
+    "give-vectors-a-row",
     "turn-products-into-convs",
     "expand-dynamic-quantisation",
     "make-zero-points-zero",

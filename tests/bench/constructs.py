@@ -313,7 +313,6 @@ PRODUCTS = (
         "MatMul of a vector by matrices",
         "g (float[3] x, float[2,3,4] w) => (float[2,4] y) { y = MatMul (x, w) }",
         within=ROUNDING,
-        ends="fallback",
     ),
 )
 
