@@ -396,9 +396,12 @@ def _exact_quotient(dividend: Dim, divisor: Expression) -> Dim | None:
     """Return the polynomial q with q * divisor == dividend, or None where there is none."""
     atoms = sorted({a for d in (dividend, divisor) for m in _terms(d) for a, _ in m}, key=str)
 
-    def rank(monomial: Monomial) -> tuple[int, ...]:
-        powers = dict(monomial)
-        return (sum(powers.values()), *(powers.get(atom, 0) for atom in atoms))
+    places = {atom: -place for place, atom in enumerate(atoms)}
+
+    def rank(monomial: Monomial) -> tuple[int, list[tuple[int, int]]]:
+        """By degree, then by the power of the first atom, then of the second, and so on."""
+        powers = [(places[atom], power) for atom, power in monomial]
+        return sum(power for _, power in powers), sorted(powers, reverse=True)
 
     lead = max(divisor.terms, key=rank)
     quotient: list[Dim] = []
