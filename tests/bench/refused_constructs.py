@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 import time
@@ -38,8 +39,14 @@ from optc.specs.diagnostic import OptcError
 from optc.specs.manifest import Manifest
 
 USUAL, LARGEST = 1, 2
-WIDTH = 44
+WIDTH = 60
 """Letters of what TensorRT says that the table has room for."""
+
+BOILERPLATE = re.compile(
+    r"\b[A-Z_]+ in (?=\w+:)|Assertion failed: |Invalid Node - \S+ |IBuilder::\w+: "
+    r"|\[[\w.:]+\] |Error Code \d+: |(API Usage|Internal) Error \("
+)
+"""What TensorRT puts before what it has to say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +217,11 @@ def fired(construct: Construct, manifest: Manifest) -> tuple[str, ...]:
     return tuple(dict.fromkeys(ordinary + legalised))
 
 
+def brief(said: str) -> str:
+    """Return the beginning of what is said, without where in TensorRT's sources it is said."""
+    return BOILERPLATE.sub("", said)[:WIDTH].strip()
+
+
 def table(rows: list[Row]) -> str:
     """Return the table as Markdown."""
     lines = [
@@ -217,8 +229,8 @@ def table(rows: list[Row]) -> str:
         "--- | --- | --- | --- | --- | --- | --- | ---",
     ]
     lines += [
-        f"{row.name} | {row.capability} | {row.said[:WIDTH] or 'takes it'} | {row.before} | "
-        f"{row.after[:WIDTH]} | {', '.join(row.passes) or '-'} | "
+        f"{row.name} | {row.capability} | {brief(row.said) or 'takes it'} | {row.before} | "
+        f"{brief(row.after)} | {', '.join(row.passes) or '-'} | "
         f"{row.difference:.0e} | {row.seconds:.1f}"
         for row in rows
     ]
