@@ -78,10 +78,16 @@ def inputs_of(model: Path) -> Inputs:
         tensor = value.type.tensor_type
         dtypes[value.name] = tensor.elem_type
         shapes[value.name] = tuple(
-            dim.dim_value if dim.HasField("dim_value") else dim.dim_param or f"{value.name}_{axis}"
-            for axis, dim in enumerate(tensor.shape.dim)
+            _extent(dim, f"{value.name}_{axis}") for axis, dim in enumerate(tensor.shape.dim)
         )
     return Inputs(dtypes, shapes)
+
+
+def _extent(dim: onnx.TensorShapeProto.Dimension, name: str) -> int | str:
+    """Return the extent of an axis, or its symbol: ``name`` where it says nothing, -1 or ``?``."""
+    if dim.HasField("dim_value") and dim.dim_value >= 0:
+        return int(dim.dim_value)
+    return name if dim.dim_param in {"", "?"} else str(dim.dim_param)
 
 
 def cases_of(model: Path, runner: Runner) -> list[Feeds]:
