@@ -27,6 +27,7 @@ ORDER = (
     "remove-dead",
     "fold-constants",
     "inline-constant-if",
+    "unroll-loop",
     "remove-identities",
     "trim-bodies",
     "remove-casts-of-whole-numbers",
