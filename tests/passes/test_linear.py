@@ -80,33 +80,54 @@ g (float[1,1,2,2] x, float[1,1,4,4] z) => (float[1,2,2,2] y, float[1,2,4,4] v)
 SHARED = "the weights of the Conv are shared with another node"
 
 
-@pytest.mark.parametrize(
-    "nodes",
-    [
-        "[far] d = Conv (x, w) [other] v = Mul (d, t)",  # another scale
-        "[far] d = Conv (x, w) [other] v = Relu (d)",  # none
-        "[far] v = Conv (x, w)",  # the caller reads it
-        "[far] d = Conv (x, w) [two] e = Mul (d, s) [three] v = Add (d, e)",  # two read it
-        "[far] d = Conv <group = 2> (z, w) [other] v = Mul (d, s)",  # laid out another way
-        "[far] d = ConvTranspose (x, w) [other] v = Mul (d, s)",
-        "[far] v = Add (x, w)",  # not as weights
-        "[far] d = Conv (w, w) [other] v = Mul (d, s)",  # twice
-    ],
-)
-def test_shared_weights_are_left_alone_where_one_reader_would_not_get_the_scale(nodes: str) -> None:
-    before, after, report = rewrite(
+OTHER_READERS = [
+    "[far] d = Conv (x, w) [other] v = Mul (d, t)",  # another scale
+    "[far] d = Conv (x, w) [other] v = Relu (d)",  # none
+    "[far] v = Conv (x, w)",  # the caller reads it
+    "[far] d = Conv (x, w) [two] e = Mul (d, s) [three] v = Add (d, e)",  # two read it
+    "[far] d = Conv <group = 2> (z, w) [other] v = Mul (d, s)",  # laid out another way
+    "[far] d = ConvTranspose (x, w) [other] v = Mul (d, s)",
+    "[far] v = Add (x, w)",  # not as weights
+    "[far] d = Conv (w, w) [other] v = Mul (d, s)",  # twice
+]
+
+
+def sharing(nodes: str) -> str:
+    """Return a model with a Conv and a Mul, where ``nodes`` read the weights, too."""
+    return (
         HEAD
         + f"""
         g (float[1,2,1,1] x, float[1,4,1,1] z) => (float[1,2,1,1] y, float[n,2,1,1] v)
         <float[2,2,1,1] w = {{1, 2, 3, 4}}, float[2,1,1] s = {{3, 5}}, float t = {{2}}>
-        {{ [conv] c = Conv (x, w) [mul] y = Mul (c, s) {nodes} }}""",
-        FoldMulIntoConv(),
+        {{ [conv] c = Conv (x, w) [mul] y = Mul (c, s) {nodes} }}"""
     )
+
+
+@pytest.fixture
+def nothing_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have all weights be too large to be copied."""
+    monkeypatch.setattr("optc.passes.linear.COPIED_BYTES", 0)
+
+
+@pytest.mark.usefixtures("nothing_copied")
+@pytest.mark.parametrize("nodes", OTHER_READERS)
+def test_shared_weights_are_left_alone_where_one_reader_would_not_get_the_scale(
+    nodes: str,
+) -> None:
+    before, after, report = rewrite(sharing(nodes), FoldMulIntoConv())
     assert report.rewritten == 0
     assert report.skipped["mul"] == SHARED
     assert_same_numbers(before, after, rtol=0)
 
 
+@pytest.mark.parametrize("nodes", OTHER_READERS)
+def test_a_small_weight_is_copied_where_one_reader_would_not_get_the_scale(nodes: str) -> None:
+    before, after, report = rewrite(sharing(nodes), FoldMulIntoConv())
+    assert report.merged["conv"] == ("conv", "mul")
+    assert_same_numbers(before, after, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("nothing_copied")
 def test_shared_weights_are_left_alone_where_one_result_is_a_partition_point() -> None:
     _, _, report = rewrite(
         HEAD
@@ -125,6 +146,7 @@ def test_shared_weights_are_left_alone_where_one_result_is_a_partition_point() -
     assert report.skipped == {"mul": SHARED, "mul2": "the Conv output has another reader"}
 
 
+@pytest.mark.usefixtures("nothing_copied")
 def test_shared_weights_that_are_transposed_for_one_reader_are_left_alone() -> None:
     _, _, report = rewrite(
         HEAD
@@ -143,6 +165,7 @@ def test_shared_weights_that_are_transposed_for_one_reader_are_left_alone() -> N
     assert report.skipped == {"mul": reason, "mul2": reason}
 
 
+@pytest.mark.usefixtures("nothing_copied")
 def test_weights_that_another_product_adds_are_not_taken_for_its_weights() -> None:
     before, after, report = rewrite(
         HEAD
@@ -173,6 +196,7 @@ g (float[N,1] x) => (float[N,2] y, float[N,2] v)
     assert_same_numbers(before, after, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("nothing_copied")
 def test_weights_that_the_caller_reads_are_left_alone() -> None:
     _, after, report = rewrite(
         HEAD
@@ -186,6 +210,7 @@ def test_weights_that_the_caller_reads_are_left_alone() -> None:
     assert "float[2,1,1,1] w =  {1,2}" in text(after)
 
 
+@pytest.mark.usefixtures("nothing_copied")
 def test_a_reader_in_a_body_keeps_shared_weights_as_they_are() -> None:
     before, after, report = rewrite(
         HEAD
