@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,6 +151,7 @@ def optimize_file(
         watching.append(dumps(output, looking.dump_after))
     progress.step("loading the model")
     graph = load_graph(read_model(model))
+    beside = _are_beside(graph)
     with tempfile.TemporaryDirectory(prefix="optc-prove-") as folder:
         proof = None
         if looking.prove:
@@ -171,7 +172,7 @@ def optimize_file(
         )
         progress.step("writing the model")
         try:
-            _write(graph, output)
+            _write(graph, output, beside=beside)
         except OSError as error:
             raise EnvironmentFault(
                 Diagnostic(
@@ -187,31 +188,36 @@ def _chosen(disable: Sequence[str], only: Sequence[str]) -> list[Pass]:
     return registry.passes(disable, only=only)
 
 
-def _belong_beside(values: Collection[Any]) -> bool:
-    """Whether weights go into a file beside the model: many do, and those that came from one."""
-    total = sum(each.nbytes for each in values)
-    return total > LARGEST_EMBEDDED or (
-        total > SHARED_BYTES
-        and any(
-            isinstance(each, StoredValues) and each.tensor.data_location == TensorProto.EXTERNAL
-            for each in values
-        )
+def _values(graph: gs.Graph) -> list[Any]:
+    """Return what holds the values of each constant of ``graph``, once."""
+    parts = (graph, *all_bodies(graph))
+    tensors = (t for part in parts for n in part.nodes for t in n.inputs)
+    outputs = (t for part in parts for t in part.outputs)
+    found = {id(t._values): t._values for t in (*tensors, *outputs) if isinstance(t, gs.Constant)}
+    return list(found.values())
+
+
+def _are_beside(graph: gs.Graph) -> bool:
+    """Whether weights of ``graph`` lie in a file beside the model."""
+    return any(
+        isinstance(values, StoredValues) and values.tensor.data_location == TensorProto.EXTERNAL
+        for values in _values(graph)
     )
 
 
-def _write(graph: gs.Graph, output: Path) -> None:
-    """Write ``graph`` to ``output``, all of it or nothing."""
-    constants = {
-        id(c._values): c._values
-        for part in (graph, *all_bodies(graph))
-        for tensors in (part.outputs, *(node.inputs for node in part.nodes))
-        for c in tensors
-        if isinstance(c, gs.Constant)
-    }
+def _write(graph: gs.Graph, output: Path, *, beside: bool) -> None:
+    """Write ``graph`` to ``output``, all of it or nothing.
+
+    Args:
+        graph: The model.
+        output: Where it goes.
+        beside: Whether its weights go into a file beside it, however few they are.
+    """
+    total = sum(values.nbytes for values in _values(graph))
     data = f"{output.name}.data"
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
         staged = Path(folder)
-        if _belong_beside(constants.values()):
+        if total > (SHARED_BYTES if beside else LARGEST_EMBEDDED):
             with WeightFile(staged / data) as weights:
                 model = export_model(graph, place=weights.place)
             (staged / output.name).write_bytes(model.SerializeToString())
