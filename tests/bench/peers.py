@@ -128,13 +128,14 @@ def prepare(model: str, folder: str) -> None:
         write_arrays(Path(folder, f"in{index}.npz"), feeds)
     proto = onnx.load(path, load_external_data=False)
     ops = ops_of(proto)
+    constants = {tensor.name for tensor in proto.graph.initializer}  # inputs as well, long ago
     child.answer(
         cases=[" ".join(f"{n}{list(np.shape(a))}" for n, a in feeds.items()) for feeds in cases],
         nodes=sum(ops.values()),
         foreign=foreign(ops),
         mib=path.stat().st_size / 2**20,
         refused=why_refused(path),
-        inputs=[value.name for value in proto.graph.input],
+        inputs=[value.name for value in proto.graph.input if value.name not in constants],
         outputs=[value.name for value in proto.graph.output],
     )
 
@@ -166,8 +167,10 @@ def optimise(tool: str, model: str, folder: str, repeat: int, before: Mapping[st
         sys.exit(f"invalid: {reason}")
     constants = {tensor.name for tensor in proto.graph.initializer}
     for kind, values in (("inputs", proto.graph.input), ("outputs", proto.graph.output)):
-        names = [value.name for value in values if value.name not in constants]
-        if names != [name for name in before[kind] if name not in constants]:
+        names = [value.name for value in values]
+        if kind == "inputs":
+            names = [name for name in names if name not in constants]
+        if names != before[kind]:
             sys.exit(f"other {kind}: {names}")
     del proto
     runner = OrtRunner(target, target.parent)
