@@ -15,6 +15,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
@@ -267,7 +268,7 @@ def _decided(
     legaliser = Legaliser(
         prepared.question,
         oracle,
-        legalisers=registry.legalisers(spec.passes.disable, spec.passes.options),
+        legalisers=partial(registry.legalisers, spec.passes.disable, spec.passes.options),
         optimisers=registry.passes(spec.passes.disable, options=spec.passes.options),
         place=store.for_stage,
         folder=folder / "stages",
@@ -287,7 +288,8 @@ def _decided(
         blame=engines.blame,
         legalise=engines.legalise,
     )
-    return Decided(plans, rounds), engines
+    stages = {stage for plan in plans for stage in plan.stages if stage.recipes}
+    return Decided(plans, rounds, {stage: engines.legalised(stage) for stage in stages}), engines
 
 
 def _hold(prepared: Prepared, outcome: Outcome, writer: PackageWriter, progress: Progress) -> None:

@@ -40,10 +40,12 @@ class _Part:
     Attributes:
         graph: The graph. Where nothing was rewritten it shares nodes with the whole.
         owners: Name of one of its nodes, of bodies too -> nodes of the whole it stands for.
+        legalised: Name of a node of the whole that is rewritten in it -> names of the passes that did.
     """
 
     graph: gs.Graph
     owners: Mapping[str, tuple[str, ...]]
+    legalised: Mapping[str, tuple[str, ...]]
 
 
 class EngineBuilder:
@@ -103,6 +105,10 @@ class EngineBuilder:
 
     def _profiles(self, names: Sequence[str]) -> tuple[Profile, ...] | None:
         return profile_shapes(self._question, names)
+
+    def legalised(self, stage: Stage) -> Mapping[str, tuple[str, ...]]:
+        """Return name of a node that is rewritten in ``stage`` -> names of the passes that did."""
+        return self._part(stage).legalised
 
     # --- the builder -----------------------------------------------------------------------------
 
@@ -209,13 +215,19 @@ class EngineBuilder:
         if stage not in self._parts:
             graph = extract(self._question.graph, stage)
             owners: dict[str, tuple[str, ...]] = {n.name: (n.name,) for n in graph.nodes}
+            legalised = {}
             if stage.recipes:
                 work = self._legaliser.rewritten(graph, stage.recipes)
                 graph, owners = work.graph, work.owners
+                # Beside others a node may be rewritten by other passes than on its own.
+                legalised = {
+                    recipe.node: tuple(work.fired.get(recipe.node, recipe.passes))
+                    for recipe in stage.recipes
+                }
             # A failure may name a node in a body; what moves is the control-flow node around it.
             for node in graph.nodes:
                 owners.update((inner.name, owners[node.name]) for inner in _inside(node))
-            self._parts[stage] = _Part(graph, owners)
+            self._parts[stage] = _Part(graph, owners, legalised)
         return self._parts[stage]
 
     # --- files -----------------------------------------------------------------------------------

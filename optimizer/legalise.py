@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import onnx_graphsurgeon as gs
@@ -55,7 +56,7 @@ class _Trial:
     @property
     def recipes(self) -> list[Recipe]:
         """How each of the nodes is rewritten."""
-        passes, then = tuple(self.work.fired), tuple(self.then)
+        passes, then = tuple(self.work.fired.get(self.node, ())), tuple(self.then)
         return [Recipe(node, passes, then) for node in self.alike]
 
 
@@ -65,7 +66,8 @@ class Legaliser:
     Args:
         question: The model, and where it is to run.
         oracle: Asked about each rewritten node.
-        legalisers: The passes that legalise.
+        legalisers: Returns the passes that legalise. It is called when something is refused: most
+            models have nothing that is, and it takes its time to import all of them.
         optimisers: The passes that optimise, for what the rewrites leave.
         place: How weights are written, as `export_model` takes it.
         folder: Where weights lie that ``place`` puts into files.
@@ -77,7 +79,7 @@ class Legaliser:
         question: Question,
         oracle: Oracle,
         *,
-        legalisers: Sequence[Pass],
+        legalisers: Callable[[], Sequence[Pass]],
         optimisers: Sequence[Pass],
         place: Place,
         folder: Path,
@@ -85,11 +87,15 @@ class Legaliser:
     ) -> None:
         self._question = question
         self._oracle = oracle
-        self._legalisers = legalisers
+        self._load_legalisers = legalisers
         self._optimisers = optimisers
         self._place = place
         self._folder = folder
         self._tf32 = tf32
+
+    @cached_property
+    def _legalisers(self) -> Sequence[Pass]:
+        return self._load_legalisers()
 
     # --- a node on its own -----------------------------------------------------------------------
 

@@ -32,10 +32,13 @@ class Decided:
     Attributes:
         plans: One per target, in the order of the spec.
         rounds: Of building.
+        legalised: Stage in which nodes are rewritten -> name of such a node -> names of the passes
+            that did.
     """
 
     plans: list[Plan]
     rounds: list[Round]
+    legalised: Mapping[Stage, Mapping[str, tuple[str, ...]]]
 
     @property
     def stages(self) -> list[Stage]:
@@ -145,7 +148,7 @@ def _stage(
         repeated=stage.repeated,
         flops_share=round(question.share(stage), 6),
         why=() if on_tensorrt else _why(prepared, own, stage),
-        legalised=_legalised(prepared, own, stage),
+        legalised=_legalised(prepared, own, stage, decided.legalised.get(stage, {})),
         profiles=tuple(
             {
                 name: written.Shapes(min=low, opt=opt, max=high)
@@ -181,14 +184,17 @@ def _why(prepared: Prepared, plans: Sequence[Plan], stage: Stage) -> tuple[writt
 
 
 def _legalised(
-    prepared: Prepared, plans: Sequence[Plan], stage: Stage
+    prepared: Prepared,
+    plans: Sequence[Plan],
+    stage: Stage,
+    passes: Mapping[str, tuple[str, ...]],
 ) -> tuple[written.Legalised, ...]:
     """Return what is rewritten in ``stage``; targets that share it share the recipes."""
     return tuple(
         written.Legalised(
             node=recipe.node,
             op=_op(prepared.question.node(recipe.node)),
-            passes=recipe.passes,
+            passes=passes[recipe.node],
             by=plans[0].recipes[recipe.node].refused.by,
             text=plans[0].recipes[recipe.node].refused.text,
         )

@@ -26,7 +26,7 @@ class Recipe:
 
     Attributes:
         node: Its name.
-        passes: Names of the passes that rewrite it, in the order in which they first did.
+        passes: Names of the passes that rewrite it on its own, in the order in which they first did.
         then: Round by round after the first, the ops among what it became that are refused in turn.
     """
 
@@ -42,7 +42,8 @@ class Legalisation:
     Attributes:
         graph: The graph.
         owners: Name of a node of ``graph`` -> names of the nodes it came in with that it stands for.
-        fired: Names of the passes that rewrote something, in the order in which they first did.
+        fired: Name of a node it came in with -> names of the passes that legalised it or what it
+            became, in the order in which they first did.
         declined: Name of a refused node -> why a pass that knows it left it alone.
     """
 
@@ -51,7 +52,7 @@ class Legalisation:
     optimisers: Sequence[Pass]
     ranges: Ranges
     owners: dict[str, tuple[str, ...]]
-    fired: list[str]
+    fired: dict[str, list[str]]
     declined: dict[str, str]
 
     @classmethod
@@ -64,18 +65,20 @@ class Legalisation:
     ) -> Legalisation:
         """Return ``graph``, in normal form, as it is before the first round."""
         owners: dict[str, tuple[str, ...]] = {n.name: (n.name,) for n in all_nodes(graph)}
-        return cls(graph, legalisers, optimisers, ranges, owners, [], {})
+        return cls(graph, legalisers, optimisers, ranges, owners, {}, {})
 
     def rewrite(self, refused: Collection[str]) -> bool:
         """Rewrite the nodes ``refused``, then optimise; return whether anything was rewritten."""
         report = optimise(
             self.graph, self.legalisers, ranges=self.ranges, refused=frozenset(refused)
         )
-        self._follow(report)
         for record in report.records:
             self.declined.update(record.skipped)
-            if record.rewritten and record.name not in self.fired:
-                self.fired.append(record.name)
+            for owner in {owner for name in record.origins for owner in self.owners[name]}:
+                fired = self.fired.setdefault(owner, [])
+                if record.name not in fired:
+                    fired.append(record.name)
+        self._follow(report)
         if not any(record.rewritten for record in report.records):
             return False
         self._follow(optimise(self.graph, self.optimisers, ranges=self.ranges))

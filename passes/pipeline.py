@@ -61,6 +61,7 @@ class PassRecord:
         merged: As in `Report`; what a later run says of a node comes after what an earlier one said.
         removed: As in `Report`.
         skipped: As in `Report`, as of the last run.
+        origins: Names of the original's nodes that it rewrote, or something that stands for them.
     """
 
     name: str
@@ -70,6 +71,7 @@ class PassRecord:
     merged: dict[str, tuple[str, ...]] = field(default_factory=dict)
     removed: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    origins: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -230,6 +232,9 @@ class _Run:
         for name, parts in report.merged.items():
             found = [origin for part in parts for origin in self.origins.get(part, ())]
             self.origins[name] = tuple(dict.fromkeys(found))
+            record.origins.update(found)
+        for name in report.removed:
+            record.origins.update(self.origins.get(name, ()))
 
     def settle(self, pass_: Pass) -> None:
         """Bring the graph back to normal form after a change."""

@@ -23,6 +23,7 @@ from optc.passes.contract import Facts, Pass, Report
 from optc.passes.flops import flops
 from optc.passes.graph import export_model, import_model
 from optc.passes.legalising import Recipe
+from optc.passes.match import made_by
 from optc.passes.replacement import Replacement
 from optc.passes.shape import annotate, infer
 from optc.specs.compile_spec import Range, Target
@@ -60,6 +61,25 @@ class SpellOutMax(Pass):
             new = Replacement(graph, facts, node)
             a, b = node.inputs
             new.finish(report, new.add("Where", new.add("Greater", a, b), a, b))
+        return report
+
+
+class AddAbsTogether(Pass):
+    """Let ``Abs(a) + Abs(b)`` be ``Max(a, -a) + Max(b, -b)``, in one go."""
+
+    name = "add-abs-together"
+    group = "legalise"
+
+    def run(self, graph: gs.Graph, facts: Facts) -> Report:
+        report = Report()
+        refused = {id(node) for node in facts.nodes("Abs")}
+        for add in [node for node in graph.nodes if node.op == "Add"]:
+            both = [node for tensor in add.inputs if (node := made_by(tensor, "Abs"))]
+            if len(both) == 2 and refused.issuperset(map(id, both)):
+                new = Replacement(graph, facts, add, tuple(both))
+                values = [node.inputs[0] for node in both]
+                sides = [new.add("Max", x, new.add("Neg", x)) for x in values]
+                new.finish(report, new.add("Add", *sides))
         return report
 
 
@@ -137,6 +157,8 @@ class Bench:
         refused: Mapping[str, Collection[str]],
     ) -> None:
         self.workers = Scripted(refused)
+        self.loaded = 0  # how often the passes were asked for
+        self._legalisers = legalisers
         self.oracle = Oracle(self.workers, path / "cache")
         graph = import_model(parsed(HEAD + text))
         shapes = infer(graph)
@@ -146,12 +168,16 @@ class Bench:
         self.legaliser = Legaliser(
             self.question,
             self.oracle,
-            legalisers=legalisers,
+            legalisers=self._passes,
             optimisers=[],
             place=lambda constant: None,
             folder=path,
             tf32=False,
         )
+
+    def _passes(self) -> Sequence[Pass]:
+        self.loaded += 1
+        return self._legalisers
 
     def legalised(
         self, *names: str, by: Judge = "parser", compute_capability: str = "8.6"
@@ -317,6 +343,43 @@ def test_in_their_stage_nodes_are_rewritten_as_each_was_on_its_own(bench: MakeBe
     assert [node.op for node in made.question.graph.nodes] == ["Abs"] * 4, "the whole stays"
 
 
+def test_the_passes_are_loaded_when_something_is_refused_and_not_before(bench: MakeBench) -> None:
+    made = bench(ABS, SpellOutAbs(), refused={"8.6": ["Abs"]})
+    assert made.legalised() == made.legalised("abs", by="spec") == {}
+    assert made.loaded == 0
+    made.legalised("abs")
+    made.legalised("abs", compute_capability="8.9")
+    assert made.loaded == 1
+
+
+TOGETHER = """
+g (float[n,4] a, float[n,4] b, float[n,4] c) => (float[n,4] d, float[n,4] e)
+{
+    [first] x = Abs (a)
+    [second] y = Abs (b)
+    [add] d = Add (x, y)
+    [third] e = Abs (c)
+}"""
+
+
+def test_a_stage_says_which_passes_rewrote_each_of_its_nodes(bench: MakeBench) -> None:
+    made = bench(TOGETHER, AddAbsTogether(), SpellOutAbs(), SpellOutMax(), refused={"8.6": ["Abs"]})
+    names = ["first", "second", "third"]
+    recipes = [found.recipe for found in made.legalised(*names).values()]
+    alone = [("spell-out-abs",)] * 3
+    assert [recipe.passes for recipe in recipes] == alone
+    work = made.legaliser.rewritten(made.question.graph, recipes)
+    assert {name: work.fired[name] for name in names} == {
+        "first": ["add-abs-together"],
+        "second": ["add-abs-together"],
+        "third": ["spell-out-abs"],
+    }
+    in_turn = Recipe("third", ("spell-out-abs", "spell-out-max"), (frozenset({"Max"}),))
+    work = made.legaliser.rewritten(made.question.graph, [*recipes[:2], in_turn])
+    assert work.fired["first"] == ["add-abs-together"]
+    assert work.fired["third"] == ["spell-out-abs", "spell-out-max"]
+
+
 # --- the whole way, with the real parser and builder ---------------------------------------------
 
 
@@ -399,7 +462,10 @@ def test_what_keeps_a_stage_from_building_as_rewritten_goes_to_the_fallback(
     spec = spec_of(
         tmp_path,
         BESIDE,
-        "targets: [{name: t, compute_capability: 8.6}]\nverify: {atol: 0, rtol: 0}",
+        """
+targets: [{name: t, compute_capability: 8.6}]
+passes: {disable: [unroll-loop]}
+verify: {atol: 0, rtol: 0}""",
     )
     package = optc.compile(spec, tmp_path / "out")
     found = [(stage.runtime, stage.nodes, stage.legalised) for stage in package.manifest.stages]
