@@ -113,7 +113,15 @@ def _fold_target(node: gs.Node, facts: Facts, report: Report) -> None:
     name = facts.fresh_name(f"{node.name}_{_NOUNS[node.op]}")
     dtype = facts.shapes.dtype(target.name) or np.dtype(np.int64)
     node.inputs[index] = gs.Constant(name, np.array(extents, dtype))
+    _correct(node.outputs[0], facts.shapes)
     report.merged[node.name] = (node.name,)
+
+
+def _correct(tensor: gs.Tensor, shapes: Shapes) -> None:
+    """Let a declared shape of another rank give way: with a constant target, everyone sees it."""
+    dims = shapes.dims(tensor.name)
+    if dims is not None and tensor.shape is not None and len(tensor.shape) != len(dims):
+        tensor.shape = [dim if isinstance(dim, int) else None for dim in dims]
 
 
 def _reshape_target(

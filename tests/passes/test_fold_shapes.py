@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import onnx
 import pytest
 from graphs import assert_same_numbers, rewrite, text
 
 from optc.passes.fold_shapes import FoldShapes
+from optc.passes.graph import export_model, import_model
+from optc.passes.pipeline import optimise
 
 HEAD = '<ir_version: 9, opset_import: ["" : 17]>'
 
@@ -299,3 +302,27 @@ def test_an_extent_that_was_open_before_stays_open_beside_an_axis_that_may_be_em
     )
     assert "Concat" not in text(after)
     assert_same_numbers(before, after, rtol=0)
+
+
+def test_an_output_that_is_declared_with_another_rank_is_corrected() -> None:
+    source = (
+        HEAD
+        + """
+        g (float[batch,4] x) => (y)
+        <int64[1] from = {0}, int64[1] to = {1}, int64[2] twos = {2, 2}>
+        {
+            [shape]  s = Shape (x)
+            [first]  b = Slice (s, from, to)
+            [concat] t = Concat <axis = 0> (b, twos)
+            [view]   y = Reshape (x, t)
+        }"""
+    )
+    model = onnx.parser.parse_model(source)
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, "n"])
+    model.graph.output[0].CopyFrom(output)
+    graph = import_model(model)
+    optimise(graph, [FoldShapes()])
+    after = export_model(graph, value_info=False)
+    onnx.checker.check_model(after, full_check=True)
+    dims = after.graph.output[0].type.tensor_type.shape.dim
+    assert [dim.dim_value for dim in dims] == [0, 2, 2]
