@@ -8,7 +8,9 @@ graph-surgeon's: the weights are never copied to be looked at, types that numpy 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +36,9 @@ from onnx_graphsurgeon.util.misc import SynchronizedList
 from optc.specs.diagnostic import Diagnostic, ModelError
 
 Array = npt.NDArray[Any]
+Scope = MutableMapping[str, gs.Tensor]
+"""Name in a model -> the tensor that it means in a graph; a body sees what is around it, too."""
+
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
 WITH_BODIES = frozenset({"If", "Loop", "Scan", "SequenceMap"})
@@ -208,7 +213,7 @@ class _Importer:
         graph.metadata = {entry.key: entry.value for entry in model.metadata_props}
         return graph
 
-    def read(self, proto: GraphProto, outer: dict[str, gs.Tensor], depth: int) -> gs.Graph:
+    def read(self, proto: GraphProto, outer: Scope, depth: int) -> gs.Graph:
         if depth > MAX_BODY_DEPTH:
             raise _fault("nesting", f"bodies are nested more than {MAX_BODY_DEPTH} deep")
         scope: dict[str, gs.Tensor] = {}
@@ -242,7 +247,7 @@ class _Importer:
                     scope[name] = self.constant_of(new, node)
                 else:
                     scope[name] = _variable(new, types.get(name))
-        visible = {**outer, **scope} if depth else scope
+        visible = ChainMap(scope, outer) if depth else scope
         nodes = [
             self.node(node, index, visible, depth)
             for index, (node, constant) in enumerate(zip(protos, constants, strict=True))
@@ -289,9 +294,7 @@ class _Importer:
         dtype = {"f": np.float32, "i": np.int64}.get(attr.name.removeprefix("value_")[0], object)
         return gs.Constant(name, np.array(value, dtype=dtype))
 
-    def node(
-        self, proto: NodeProto, index: int, scope: dict[str, gs.Tensor], depth: int
-    ) -> gs.Node:
+    def node(self, proto: NodeProto, index: int, scope: Scope, depth: int) -> gs.Node:
         for name in proto.input:
             if name and name not in scope:
                 raise _fault("missing-tensor", f"nothing makes the tensor `{name}`", proto)
@@ -316,7 +319,7 @@ class _Importer:
         self.taken.add(name)
         return name
 
-    def attribute(self, attr: AttributeProto, scope: dict[str, gs.Tensor], depth: int) -> Any:
+    def attribute(self, attr: AttributeProto, scope: Scope, depth: int) -> Any:
         match attr.type:
             case _ if attr.ref_attr_name:  # has a meaning in functions only: onnx's checker says so
                 return attr
@@ -433,7 +436,7 @@ def export_model(
     model.opset_import.extend(graph.import_domains or [helper.make_opsetid("", graph.opset)])
     for key, value in getattr_or(graph, "metadata", {}).items():
         model.metadata_props.add(key=key, value=value)
-    _Exporter(place, value_info).write(graph, model.graph, outer=frozenset())
+    _Exporter(place, value_info).write(graph, model.graph, outer=())
     return model
 
 
@@ -480,24 +483,24 @@ class _Exporter:
         self.place = place
         self.value_info = value_info
 
-    def write(self, graph: gs.Graph, proto: GraphProto, outer: frozenset[str]) -> None:
+    def write(
+        self, graph: gs.Graph, proto: GraphProto, outer: tuple[AbstractSet[str], ...]
+    ) -> None:
+        """Write ``graph``; ``outer`` has the names of the constants that stand around it."""
         proto.name = graph.name
         proto.doc_string = graph.doc_string or ""
-        own = {t.name for t in graph.inputs}
-        own |= {t.name for node in graph.nodes for t in node.outputs if t.name}
         # A constant is written in the outermost graph that reads it, once.
         constants: dict[str, gs.Constant] = {}
         for tensor in [*(t for n in graph.nodes for t in n.inputs), *graph.outputs]:
-            if isinstance(tensor, gs.Constant) and tensor.name not in outer:
+            if isinstance(tensor, gs.Constant) and not any(tensor.name in n for n in outer):
                 constants.setdefault(tensor.name, tensor)
-        if outer == frozenset():
+        if not outer:
             for tensor in _constants_shared_by_bodies(graph):
                 constants.setdefault(tensor.name, tensor)
-        visible = outer | own | constants.keys()
         for constant in constants.values():
             self.constant(constant, proto.initializer.add())
         for node in graph.nodes:
-            self.node(node, proto.node.add(), visible)
+            self.node(node, proto.node.add(), (*outer, constants.keys()))
         proto.input.extend(value_info_of(t) for t in graph.inputs)
         proto.output.extend(value_info_of(t) for t in graph.outputs)
         if self.value_info:
@@ -520,7 +523,7 @@ class _Exporter:
         _write_values(stored, tensor)
         tensor.name = constant.name
 
-    def node(self, node: gs.Node, proto: NodeProto, visible: frozenset[str]) -> None:
+    def node(self, node: gs.Node, proto: NodeProto, visible: tuple[AbstractSet[str], ...]) -> None:
         proto.op_type, proto.name = node.op, node.name
         proto.domain = node.domain or ""
         proto.input.extend(t.name for t in node.inputs)
