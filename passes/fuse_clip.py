@@ -49,7 +49,7 @@ class FuseClip(Pass):
             source = None if before is None else _bounded(before)
             if value is None or before is None or source is None:
                 continue
-            first, second = _interval(before), _interval(node)
+            first, second = _interval(before, facts.opset), _interval(node, facts.opset)
             if first is None or second is None:
                 continue
             if reason := _why_not(before, node, source, facts):
@@ -72,18 +72,20 @@ def _bounded(node: gs.Node) -> gs.Tensor | None:
     return variables[0] if len(variables) == 1 else None
 
 
-def _interval(node: gs.Node) -> tuple[float, float] | None:
+def _interval(node: gs.Node, opset: int) -> tuple[float, float] | None:
     """Return the smallest and the largest value that ``node`` lets through."""
     low: float | None
     high: float | None
     if node.op == "Clip":
-        low, high = bounds_of(node)
+        low, high = bounds_of(node, opset)
     elif node.op == "Relu":
         low, high = 0.0, math.inf
     else:
         (bound,) = (value for value in map(number, node.inputs) if value is not None)
         low, high = (bound, math.inf) if node.op == "Max" else (-math.inf, bound)
     if low is None or high is None or not low <= high:  # not either where one is NaN
+        return None
+    if low == math.inf or high == -math.inf:  # nothing is left of the input, and no Clip says so
         return None
     return low, high
 

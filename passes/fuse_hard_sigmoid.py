@@ -45,7 +45,7 @@ class FuseHardSigmoid(Pass):
         clips = facts.nodes("Clip")
         here = {id(node) for node in graph.nodes} if clips else frozenset()
         for clip in clips:
-            low, high = bounds_of(clip)
+            low, high = bounds_of(clip, facts.opset)
             if low != 0 or high is None or not 0 < high < math.inf:
                 continue
             found = [r for r in readings(clip, here, is_line) if _ends_at_one(r, high, facts)]

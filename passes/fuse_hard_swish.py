@@ -67,7 +67,7 @@ class FuseHardSwish(Pass):
 
 def _hard_swish(function: gs.Node, here: Collection[int], facts: Facts) -> Reading | None:
     if function.op == "Clip":
-        scale, offset, (low, high) = 1.0, 0.0, bounds_of(function)
+        scale, offset, (low, high) = 1.0, 0.0, bounds_of(function, facts.opset)
     else:  # max(0, min(1, scale * x + offset))
         scale, offset = function.attrs.get("alpha", 0.2), function.attrs.get("beta", 0.5)
         low, high = 0.0, 1.0

@@ -166,7 +166,7 @@ def _part(tensor: gs.Tensor, maker: gs.Node, axis: int, facts: Facts) -> Part | 
     """Return what ``tensor`` takes along ``axis``, and along no other one, of what ``maker`` reads."""
     source = maker.inputs[0]
     dims = facts.shapes.dims(source.name)
-    if dims is None or not isinstance(extent := dims[axis], int):
+    if dims is None or axis >= len(dims) or not isinstance(extent := dims[axis], int):
         return None
     indices: Sequence[int] | None = None
     if maker.op == "Slice" and facts.opset >= SLICE_READS_CUTS:

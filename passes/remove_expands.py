@@ -22,12 +22,15 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from optc.passes.contract import Facts, Pass, Report
-from optc.passes.layout import SPREADING, SPREADS_BY_ITSELF
+from optc.passes.layout import SPREADING
 from optc.passes.match import names_of
 from optc.passes.movement import readers_of
 
 MATRIX = ("MatMul",)
 """Operators that spread all axes of their inputs but the last two."""
+
+ALL_SPREAD = 8
+"""Add and its like spread their inputs since opset 7, Max, Min, Mean and Sum since this one."""
 
 
 class RemoveExpands(Pass):
@@ -39,7 +42,7 @@ class RemoveExpands(Pass):
     def run(self, graph: gs.Graph, facts: Facts) -> Report:
         """Remove what repeats in vain in ``graph``."""
         report = Report()
-        expands = facts.nodes("Expand", "Tile") if facts.opset >= SPREADS_BY_ITSELF else []
+        expands = facts.nodes("Expand", "Tile") if facts.opset >= ALL_SPREAD else []
         here = {id(node) for node in graph.nodes} if expands else set()
         for expand in expands:
             readers = readers_of(expand.outputs[0], facts, here)

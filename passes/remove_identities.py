@@ -208,7 +208,9 @@ def _dropout(node: gs.Node, facts: Facts) -> gs.Tensor | None:
 
 
 def _clip(node: gs.Node, facts: Facts) -> gs.Tensor | None:
-    has_bounds = _input(node, 1) or _input(node, 2) or node.attrs
+    if facts.opset < 11:  # its bounds are the largest finite numbers where they are not given
+        return None
+    has_bounds = _input(node, 1) or _input(node, 2)
     return None if has_bounds else node.inputs[0]
 
 

@@ -113,7 +113,7 @@ class _Search:
         found = self.of(node.inputs[0])
         if found is None or node.attrs:
             return None
-        low, high = -math.inf, math.inf
+        least, most = (-math.inf, -math.inf), (math.inf, math.inf)  # where each bound lies itself
         for index in (1, 2):
             bound = argument(node, index)
             if bound is None:
@@ -121,9 +121,14 @@ class _Search:
             limit = self.of(bound)
             if limit is None or limit.negative_zero:
                 return None
-            low, high = (max(low, limit.low), high) if index == 1 else (low, min(high, limit.high))
+            if index == 1:
+                least = limit.low, limit.high
+            else:
+                most = limit.low, limit.high
         return Whole(
-            min(max(found.low, low), high), max(min(found.high, high), low), found.negative_zero
+            min(max(found.low, least[0]), most[0]),
+            min(max(found.high, least[1]), most[1]),
+            found.negative_zero,
         )
 
     def of_sum(self, node: gs.Node) -> Whole | None:

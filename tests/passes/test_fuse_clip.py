@@ -143,3 +143,29 @@ def test_tensorrt_takes_it(tensorrt: Builder) -> None:
     )
     for compute_capability in ("7.5", "8.6", "8.9"):
         assert tensorrt.refusal(after, compute_capability=compute_capability) == ""
+
+
+@pytest.mark.parametrize(("op", "number"), [("Min", "-inf"), ("Max", "inf")])
+def test_bounds_that_leave_nothing_of_the_input_stay(op: str, number: str) -> None:
+    source = f"""
+        g (float[3] x) => (float[3] z) <float i = {{{number}}}>
+        {{
+            [relu]  t = Relu (x)
+            [bound] z = {op} (t, i)
+        }}"""
+    _, after, _ = rewrite(HEAD + source, FuseClip())
+    assert [node.op_type for node in after.graph.node] == ["Relu", op]
+
+
+def test_a_bound_that_an_old_clip_does_not_give_is_the_largest_number() -> None:
+    source = """
+        <ir_version: 8, opset_import: ["" : 10]>
+        g (float[3] x) => (float[3] z)
+        {
+            [relu] t = Relu (x)
+            [clip] z = Clip <min = 0.0> (t)
+        }"""
+    before, after, _ = rewrite(source, FuseClip())
+    assert [node.op_type for node in after.graph.node] == ["Clip"]
+    inputs = {"x": np.array([np.inf, -np.inf, 1], np.float32)}
+    np.testing.assert_array_equal(run(after, inputs)["z"], run(before, inputs)["z"])

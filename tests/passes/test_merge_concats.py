@@ -229,3 +229,14 @@ def test_patches_of_an_odd_extent_stay() -> None:
         MergeConcats(),
     )
     assert not report.rewritten
+
+
+def test_parts_of_a_tensor_of_another_rank_are_no_parts() -> None:
+    source = """
+        g (float[4] x) => (float[2,4] z) <int64[2,2] i = {0,1,2,3}>
+        {
+            [gather] p = Gather <axis = 0> (x, i)
+            [concat] z = Concat <axis = 1> (p, p)
+        }"""
+    _, after, _ = rewrite(HEAD + source, MergeConcats())
+    assert [node.op_type for node in after.graph.node] == ["Gather", "Concat"]

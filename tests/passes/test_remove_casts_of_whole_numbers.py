@@ -72,3 +72,18 @@ def test_a_sign_of_zero_that_could_be_lost_is_real() -> None:
     lines = "r = Round (x)  c = Clip (r, zero, top)  q = Cast <to = 2> (c)"
     before, _, _ = rewrite(body(lines), RemoveCastsOfWholeNumbers())
     assert not np.any(np.signbit(run(before, {"x": np.full((1, 4), -0.4, np.float32)})["y"]))
+
+
+def test_a_bound_of_the_run_may_lie_beyond_the_integer() -> None:
+    source = """
+        g (int8[3] x, uint8[1] y) => (float[3] z)
+        {
+            [one]  a = Cast <to = 1> (x)
+            [two]  b = Cast <to = 1> (y)
+            [bare] c = Squeeze (b)
+            [clip] d = Clip (a, c)
+            [int]  e = Cast <to = 3> (d)
+            [out]  z = Cast <to = 1> (e)
+        }"""
+    _, after, _ = rewrite(HEAD + source, RemoveCastsOfWholeNumbers())
+    assert [node.name for node in after.graph.node][-2:] == ["int", "out"]

@@ -102,3 +102,16 @@ def test_an_output_keeps_its_extents() -> None:
         RemoveExpands(),
     )
     assert not report.rewritten
+
+
+@pytest.mark.parametrize(("opset", "left"), [(7, ["Tile", "Max"]), (8, ["Max"])])
+def test_a_maximum_spreads_its_inputs_since_opset_8(opset: int, left: list[str]) -> None:
+    source = f"""
+        <ir_version: 8, opset_import: ["" : {opset}]>
+        g (float[1,3] x, float[2,3] y) => (float[2,3] z) <int64[2] r = {{2,1}}>
+        {{
+            [tile] t = Tile (x, r)
+            [max]  z = Max (t, y)
+        }}"""
+    _, after, _ = rewrite(source, RemoveExpands())
+    assert [node.op_type for node in after.graph.node] == left
