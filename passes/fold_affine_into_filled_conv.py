@@ -14,7 +14,7 @@ r"""Fold a constant scale and shift per channel into the Conv before it whose we
                |
                y
 
-Why it holds: as for weights that are stored, see `fold-batchfollower-into-conv`; the same goes for Mul,
+Why it holds: as for weights that are stored, see `fold-batchnorm-into-conv`; the same goes for Mul,
 Div, Add, Sub and Neg. Where s is one number for all channels, the weights are all the same number after
 it as before. So they stay a few bytes in the file, however many there are.
 
@@ -26,7 +26,7 @@ Where s differs from channel to channel, weights of up to 256 KiB are stored.
 
 Skips, with the reason in the report: such a scale where there are more weights; a Conv output that
 another node or the caller reads; numbers that would leave the range of their type; what
-`fold-batchfollower-into-conv` skips of a BatchNormalization itself.
+`fold-batchnorm-into-conv` skips of a BatchNormalization itself.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -37,6 +38,14 @@ def test_every_built_in_pass_loads_and_bears_its_name() -> None:
         found = registry.load(name)
         assert issubclass(found, Pass)
         assert found.name == name
+
+
+@pytest.mark.parametrize("name", [*registry.ORDER, *registry.LEGALISING])
+def test_the_passes_that_an_explanation_names_are_there(name: str) -> None:
+    known = {*registry.ORDER, *registry.LEGALISING}
+    verbs = {each.split("-")[0] for each in known}
+    words = re.findall(r"`([a-z]+(?:-[a-z0-9]+)+)`", registry.load(name).explanation())
+    assert {word for word in words if word.split("-")[0] in verbs} <= known
 
 
 def test_a_plugin_runs_after_what_is_built_in(
