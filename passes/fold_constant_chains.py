@@ -72,8 +72,9 @@ class FoldConstantChains(Pass):
             except Refused as refused:
                 report.skipped[last.name] = str(refused)
                 continue
-            report.merged[last.name] = names_of(*chain)
-            _write(chain, _steps(whole), whole.dtype, facts)
+            names = names_of(*chain)
+            for node in _write(chain, _steps(whole), whole.dtype, facts):
+                report.merged[node.name] = names
         return report
 
 
@@ -202,8 +203,8 @@ def _steps(whole: _Affine) -> list[Step]:
 
 def _write(
     chain: list[gs.Node], steps: list[Step], dtype: np.dtype[np.generic], facts: Facts
-) -> None:
-    """Let the last nodes of ``chain`` be ``steps``, and cut the others off."""
+) -> list[gs.Node]:
+    """Let the last nodes of ``chain`` be ``steps``, cut the others off, and return the last ones."""
     value = argument(chain[0])
     gone, left = chain[: -len(steps)], chain[-len(steps) :]
     for node in gone:
@@ -215,3 +216,4 @@ def _write(
         value = node.outputs[0]
         if node is not chain[-1]:
             value.shape = None  # of another extent where its constant was larger
+    return left
