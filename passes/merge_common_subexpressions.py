@@ -12,8 +12,9 @@ Why it holds: the same deterministic operator with the same attributes and the s
 same outputs. Constants are the same where dtype, shape and every byte are.
 
 Keeps: names that must stay; where both nodes make one, they are not merged. Nodes with bodies are
-not compared, nor is a Conv that a BatchNormalization is to go into: it is compared when it has. Constants are merged within a graph, large ones also across bodies. The values of a
-constant are read only where another has its dtype and shape.
+not compared, nor is a Conv that a BatchNormalization is to go into: it is compared when it has.
+Constants are merged within a graph, large ones also across bodies. The values of a constant are read
+only where another has its dtype and shape.
 """
 
 from __future__ import annotations
