@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from optc.passes.shape import Shapes
 
 Group = Literal["clean", "fold", "fuse", "legalise"]
-"""What a pass is for. Those that legalise run only on nodes that a target refuses."""
+"""What a pass is for. Those that legalise run on the nodes that a target refuses or, where they are
+named by ``--only``, on all that they know."""
 
 
 @dataclass(slots=True)
