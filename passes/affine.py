@@ -48,7 +48,7 @@ class Affine:
     shift: Doubles | None = None
 
 
-def argument(node: gs.Node) -> gs.Tensor | None:
+def variable_of(node: gs.Node) -> gs.Tensor | None:
     """Return x of a node that computes ``scale * x + shift`` with constants, or None."""
     if node.domain or not node.inputs:  # none: a pass has cut it off
         return None
@@ -65,7 +65,7 @@ def argument(node: gs.Node) -> gs.Tensor | None:
 
 
 def affine_of(node: gs.Node, channels: Channels, opset: int) -> Affine:
-    """Return what ``node`` does to each channel of its `argument`.
+    """Return what ``node`` does to each channel of its x, see `variable_of`.
 
     Raises:
         Refused: If it is not the same for all elements of a channel.

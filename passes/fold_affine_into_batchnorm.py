@@ -34,7 +34,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from optc.passes.affine import Channels, Doubles, Refused, affine_of, argument
+from optc.passes.affine import Channels, Doubles, Refused, affine_of, variable_of
 from optc.passes.contract import Facts, Pass, Report
 from optc.passes.graph import detach, producer
 from optc.passes.linear import NOTHING, limits
@@ -71,7 +71,7 @@ class FoldAffineIntoBatchnorm(Pass):
 def _leader(norm: gs.Node) -> gs.Node | None:
     """Return the node before ``norm`` if it scales and shifts by constants."""
     before = producer(norm.inputs[0]) if norm.inputs else None
-    if before is None or before.op not in NEIGHBOURS or argument(before) is None:
+    if before is None or before.op not in NEIGHBOURS or variable_of(before) is None:
         return None
     return before
 
@@ -81,7 +81,7 @@ def _follower(norm: gs.Node) -> gs.Node | None:
     if not norm.outputs:
         return None
     for reader in norm.outputs[0].outputs:
-        if reader.op in NEIGHBOURS and argument(reader) is norm.outputs[0]:
+        if reader.op in NEIGHBOURS and variable_of(reader) is norm.outputs[0]:
             found: gs.Node = reader
             return found
     return None
@@ -97,7 +97,7 @@ def _fold(norm: gs.Node, neighbour: gs.Node, facts: Facts) -> None:
     first = neighbour if is_leader else norm
     if facts.is_shared(first.outputs[0]):
         raise Refused(f"the {first.op} output has another reader")
-    x = argument(first)
+    x = variable_of(first)
     dims = None if x is None else facts.shapes.dims(x.name)
     count = int(np.prod(norm.inputs[1].shape)) if norm.inputs[1].shape else 0
     if x is None or dims is None or len(dims) < 2 or dims[1] != count:

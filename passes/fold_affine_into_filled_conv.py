@@ -37,8 +37,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from optc.passes.affine import Array, Channels, Doubles, Refused, affine_of
-from optc.passes.affine import argument as scaled
+from optc.passes.affine import Array, Channels, Doubles, Refused, affine_of, variable_of
 from optc.passes.contract import Facts, Pass, Report
 from optc.passes.graph import detach
 from optc.passes.linear import FLOATS, Linear, limits
@@ -59,7 +58,7 @@ class FoldAffineIntoFilledConv(Pass):
         report = Report()
         own: set[int] | None = None
         for follower in facts.nodes("BatchNormalization", "Mul", "Div", "Add", "Sub", "Neg"):
-            conv = made_by(scaled(follower), "Conv")
+            conv = made_by(variable_of(follower), "Conv")
             filled = None if conv is None else made_by(conv.inputs[1], "ConstantOfShape")
             if conv is None or filled is None:
                 continue

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from optc.passes.affine import Array, Refused, argument
+from optc.passes.affine import Array, Refused, variable_of
 from optc.passes.contract import Facts, Pass, Report
 from optc.passes.graph import detach, producer
 from optc.passes.linear import FLOATS, limits, peek
@@ -80,9 +80,9 @@ class FoldConstantChains(Pass):
 
 def _before(node: gs.Node, facts: Facts) -> gs.Node | None:
     """Return the node before ``node`` in a chain: nothing else reads what it makes."""
-    x = argument(node)
+    x = variable_of(node)
     before = None if x is None or facts.is_shared(x) else producer(x)
-    if before is None or before.op not in OPS or argument(before) is None:
+    if before is None or before.op not in OPS or variable_of(before) is None:
         return None
     return before
 
@@ -92,7 +92,7 @@ def _behind(node: gs.Node, facts: Facts) -> gs.Node | None:
     if facts.is_shared(made):
         return None
     behind: gs.Node = made.outputs[0]
-    return behind if behind.op in OPS and argument(behind) is made else None
+    return behind if behind.op in OPS and variable_of(behind) is made else None
 
 
 def _fewest(chain: list[gs.Node]) -> int:
@@ -205,7 +205,7 @@ def _write(
     chain: list[gs.Node], steps: list[Step], dtype: np.dtype[np.generic], facts: Facts
 ) -> list[gs.Node]:
     """Let the last nodes of ``chain`` be ``steps``, cut the others off, and return the last ones."""
-    value = argument(chain[0])
+    value = variable_of(chain[0])
     gone, left = chain[: -len(steps)], chain[-len(steps) :]
     for node in gone:
         detach(node)

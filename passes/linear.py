@@ -31,8 +31,8 @@ from optc.passes.affine import (
     Doubles,
     Refused,
     affine_of,
-    argument,
     per_channel,
+    variable_of,
 )
 from optc.passes.contract import Facts, Report
 from optc.passes.graph import detach, producer, redirect
@@ -44,7 +44,7 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 ROOM = 1 / 64
 """What part of the range of a type a new addend may take: the sum needs room as well."""
 
-ROUNDING = frozenset({"Ceil", "Floor", "QuantizeLinear", "Round"})
+STEPPING = frozenset({"Ceil", "Floor", "QuantizeLinear", "Round"})
 """Ops that make a whole step of the last bit of what they read. A quantised model spells its
 quantisation out so, and the scale in front of the rounding has to stay what it is."""
 
@@ -211,7 +211,7 @@ def linear_making(tensor: gs.Tensor, ops: Collection[str]) -> Linear | None:
     if node is None or node.domain:
         return None
     if node.op == "Add" and "MatMul" in ops:
-        x = argument(node)
+        x = variable_of(node)
         product = producer(x) if x is not None else None
         if product is None or not _is_weighted_product(product):
             return None
@@ -261,7 +261,7 @@ def fold_into(
     own = {id(node) for node in graph.nodes} if candidates else set()
 
     def linear_before(follower: gs.Node) -> Linear | None:
-        x = argument(follower) if follower.op in followers else None
+        x = variable_of(follower) if follower.op in followers else None
         linear = linear_making(x, into) if x is not None else None
         if linear is None or not own.issuperset(map(id, (follower, linear.node, linear.last))):
             return None  # not our pattern, or in a body and fed by what is computed outside it
@@ -297,7 +297,7 @@ def fold_back(
     report = Report()
     own: set[int] | None = None
     for leader in reversed(facts.nodes(*leaders)):  # of two in a row the last one goes first
-        x = argument(leader)
+        x = variable_of(leader)
         if x is None:
             continue
         adder = _adder_behind(leader, into)
@@ -334,7 +334,7 @@ def _adder_behind(leader: gs.Node, into: Collection[str]) -> gs.Node | None:
     if leader.op not in {"Mul", "Div", "Neg"} or len(made.outputs) != 1:
         return None
     adder: gs.Node = made.outputs[0]
-    if adder.op not in {"Add", "Sub"} or argument(adder) is not made:
+    if adder.op not in {"Add", "Sub"} or variable_of(adder) is not made:
         return None
     summed = adder.outputs[0]
     return adder if any(reads_linearly(node, summed, into) for node in summed.outputs) else None
@@ -433,7 +433,7 @@ def _after(linear: Linear, follower: gs.Node, facts: Facts) -> _Fold:
     """Return how ``follower`` would go into the node before it."""
     if any(facts.is_shared(node.outputs[0]) for node in (linear.node, linear.last)):
         raise Refused(f"the {linear.node.op} output has another reader")
-    if any(reader.op in ROUNDING for reader in follower.outputs[0].outputs):
+    if any(reader.op in STEPPING for reader in follower.outputs[0].outputs):
         raise Refused(
             "its result is rounded: what another order of rounding moves would become a step"
         )

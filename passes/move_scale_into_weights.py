@@ -44,7 +44,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from optc.passes.affine import Refused, argument
+from optc.passes.affine import Refused, variable_of
 from optc.passes.contract import Facts, Pass, Report
 from optc.passes.dimension import Dim
 from optc.passes.graph import detach, producer, redirect
@@ -76,7 +76,7 @@ MAXIMA = frozenset({"GlobalMaxPool", "LeakyRelu", "MaxPool", "ReduceMax", "Reduc
 LARGEST_IN_HALF = 64.0
 """By how much a float16 between weights and scale may become smaller: its digits end at 6e-5."""
 
-FARTHEST = 12
+FURTHEST = 12
 """How many nodes may stand between: attentions have at most 7."""
 
 
@@ -91,7 +91,7 @@ class MoveScaleIntoWeights(Pass):
         report = Report()
         own: set[int] | None = None
         for node in facts.nodes("Mul", "Div"):
-            x, scale = argument(node), _scale(node)
+            x, scale = variable_of(node), _scale(node)
             if x is None or scale is None:
                 continue
             found = _before(x, scale, facts) or _behind(node, scale, facts)
@@ -122,7 +122,7 @@ class MoveScaleIntoWeights(Pass):
 def _scale(node: gs.Node) -> float | None:
     """Return the one number that ``node`` multiplies by, or None."""
     constant = (
-        next(t for t in node.inputs if isinstance(t, gs.Constant)) if argument(node) else None
+        next(t for t in node.inputs if isinstance(t, gs.Constant)) if variable_of(node) else None
     )
     if constant is None or math.prod(constant.shape) != 1:
         return None
@@ -187,7 +187,7 @@ def _before(x: gs.Tensor, scale: float, facts: Facts, steps: int = 0) -> tuple[L
     if linear is not None:
         return (linear, ()) if steps else None  # next to each other: that is for others
     node = producer(x)
-    if node is None or steps == FARTHEST:
+    if node is None or steps == FURTHEST:
         return None
     for index in _passed(node, scale):
         found = _before(node.inputs[index], scale, facts, steps + 1)
@@ -199,7 +199,7 @@ def _before(x: gs.Tensor, scale: float, facts: Facts, steps: int = 0) -> tuple[L
 def _behind(node: gs.Node, scale: float, facts: Facts) -> tuple[Linear, Way] | None:
     """Return the linear node that reads what ``node`` makes, and the way to there, or None."""
     way = [node]
-    while len(way) <= FARTHEST:
+    while len(way) <= FURTHEST:
         made = way[-1].outputs
         if len([t for t in made if t.name]) != 1 or facts.is_shared(made[0]):
             return None
