@@ -19,9 +19,9 @@ from optc.optimizer.progress import Progress, Silent
 from optc.optimizer.weight_file import WeightFile
 from optc.passes import registry
 from optc.passes.contract import Pass
-from optc.passes.graph import StoredValues, all_bodies, export_model
+from optc.passes.graph import StoredValues, all_bodies, export_model, external_entry
 from optc.passes.pipeline import AfterStep, PipelineReport, Step, optimise
-from optc.specs.diagnostic import Diagnostic, EnvironmentFault
+from optc.specs.diagnostic import Diagnostic, EnvironmentFault, InputError
 
 if TYPE_CHECKING:
     from optc.optimizer.prove import Proven
@@ -151,7 +151,8 @@ def optimize_file(
         watching.append(dumps(output, looking.dump_after))
     progress.step("loading the model")
     graph = load_graph(read_model(model))
-    beside = _are_beside(graph)
+    beside = _weight_files(graph)
+    _check_output(model, output, beside)
     with tempfile.TemporaryDirectory(prefix="optc-prove-") as folder:
         proof = None
         if looking.prove:
@@ -172,7 +173,7 @@ def optimize_file(
         )
         progress.step("writing the model")
         try:
-            _write(graph, output, beside=beside)
+            _write(graph, output, beside=bool(beside))
         except OSError as error:
             raise EnvironmentFault(
                 Diagnostic(
@@ -197,16 +198,48 @@ def _values(graph: gs.Graph) -> list[Any]:
     return list(found.values())
 
 
-def _are_beside(graph: gs.Graph) -> bool:
-    """Whether weights of ``graph`` lie in a file beside the model."""
-    return any(
-        isinstance(values, StoredValues) and values.tensor.data_location == TensorProto.EXTERNAL
+def _weight_files(graph: gs.Graph) -> set[Path]:
+    """Return the files beside the model that weights of ``graph`` lie in."""
+    return {
+        values.file(external_entry(values.tensor)).resolve()
         for values in _values(graph)
-    )
+        if isinstance(values, StoredValues) and values.tensor.data_location == TensorProto.EXTERNAL
+    }
+
+
+def _check_output(model: Path, output: Path, weights: set[Path]) -> None:
+    """Make sure that nothing is written over what ``model`` still needs.
+
+    Raises:
+        InputError: If it would be (``would-overwrite``).
+        EnvironmentFault: If there is no folder to write to (``cannot-write``).
+    """
+    if not output.parent.is_dir():
+        raise EnvironmentFault(
+            Diagnostic(
+                "cannot-write",
+                f"`{output}` cannot be written: there is no folder `{output.parent}`",
+                "make it, or choose another one",
+            )
+        )
+    data = output.with_name(f"{output.name}.data")
+    taken = {output} if model.resolve() == output.resolve() else {output, data}
+    for path in taken:
+        if path.resolve() in weights:
+            raise InputError(
+                Diagnostic(
+                    "would-overwrite",
+                    f"`{path}` holds weights of `{model}`, and would be written over",
+                    "choose another name with `-o`",
+                )
+            )
 
 
 def _write(graph: gs.Graph, output: Path, *, beside: bool) -> None:
     """Write ``graph`` to ``output``, all of it or nothing.
+
+    Where weights go beside it, what is there goes first: a model never stands beside weights of
+    another.
 
     Args:
         graph: The model.
@@ -221,6 +254,7 @@ def _write(graph: gs.Graph, output: Path, *, beside: bool) -> None:
             with WeightFile(staged / data) as weights:
                 model = export_model(graph, place=weights.place)
             (staged / output.name).write_bytes(model.SerializeToString())
+            output.unlink(missing_ok=True)
             os.replace(staged / data, output.parent / data)
         else:
             (staged / output.name).write_bytes(export_model(graph).SerializeToString())

@@ -52,9 +52,12 @@ class Proven:
     steps: tuple[tuple[int, str, float], ...]
 
     def __str__(self) -> str:
-        worst = max((step[2] for step in self.steps), default=0.0)
+        if not self.steps:
+            return "nothing to prove: no pass changed the model"
+        worst = max(step[2] for step in self.steps)
+        count = "1 step changes" if len(self.steps) == 1 else f"{len(self.steps)} steps change"
         return (
-            f"proven: {len(self.steps)} steps change no output beyond the noise of the model; "
+            f"proven: {count} no output beyond the noise of the model; "
             f"at most {worst:.1e} of its scale; inputs: {'; '.join(self.cases)}"
         )
 
@@ -160,9 +163,10 @@ class Proof:
             got = {name: found[name] for name in differing if name in found}
             _, covered = floors_covering(noise, case.feeds, want, got, EXACTLY)
             if beyond := [name for name in differing if name not in covered]:
-                words = str(compare(expected[beyond[0]], found[beyond[0]], EXACTLY))
-                node = self._first_node(step, case, after, beyond[0])
-                raise self._failed(step, case, node, f"the output `{beyond[0]}` differs: {words}")
+                name = beyond[0]
+                words = _words(expected[name], found.get(name))
+                node = self._first_node(step, case, after, name)
+                raise self._failed(step, case, node, f"the output `{name}` {words}")
         return max((_share(expected[name], found[name]) for name in differing), default=0.0)
 
     def _first_node(self, step: Step, case: Case, after: Path, output: str) -> str:
@@ -211,7 +215,8 @@ class Proof:
                 "not-proven",
                 f"step {step.number}, `{step.name}`, changes the model{at}{made_from}: {problem}; "
                 f"input: {case.name}",
-                f"leave the pass out with `--disable {step.name}`; `{command}` shows it again",
+                f"leave the pass out with `--disable {step.name}`; `{command}` shows it again, and "
+                f"`{kept / 'inputs.npz'}` is the input",
             )
         )
 
@@ -248,6 +253,22 @@ def cases_for(model: Path, graph: gs.Graph) -> list[Case]:
         again = made_up(tried.inputs, profile, "opt", seed=1)
         return [case, Case(f"{case.name}, other numbers", case.extents, again)]
     return list(found.values())
+
+
+def _words(expected: Array, found: Array | None) -> str:
+    """Return in words how ``found`` differs."""
+    if found is None:
+        return "is missing"
+    difference = compare(expected, found, EXACTLY)
+    if difference.dtypes is not None:
+        return f"was {difference.dtypes[0]} and is {difference.dtypes[1]}"
+    if not difference.same_shape:
+        return f"had the shape {difference.expected_shape} and has {difference.found_shape}"
+    return (
+        f"is off by up to {difference.max_abs:.3g}, in {difference.outside} of "
+        f"{difference.elements} elements; worst at {list(difference.worst or ())}: "
+        f"{difference.expected} became {difference.found}"
+    )
 
 
 def _agree(expected: Array, found: Array | None) -> bool:

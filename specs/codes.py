@@ -87,6 +87,7 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
         "newer-package": "The package is of a version that this optc does not read.",
         "not-replaceable": "Something that is no package is where a package is to be written.",
         "package-locked": "Another process is writing this package.",
+        "would-overwrite": "What is to be written is a file that the input still needs.",
         "file-exists": "A file that would be overwritten is there already.",
         "same-output": "Several specs would be written to one folder.",
         "unknown-target": "Neither the spec nor the package has a target of that name.",

@@ -10,7 +10,7 @@ from onnx import ModelProto, TensorProto, helper
 
 import optc
 from optc.optimizer.optimize import optimize_file
-from optc.specs.diagnostic import InputError, ModelError
+from optc.specs.diagnostic import EnvironmentFault, InputError, ModelError
 
 SOURCE = """
 <ir_version: 9, opset_import: ["" : 17]>
@@ -107,3 +107,26 @@ def test_weights_that_were_beside_the_model_stay_beside_it(tmp_path: Path) -> No
     assert np.array_equal(onnx.numpy_helper.to_array(optimised.graph.initializer[0]), weight)
     optimize_file(tmp_path / "out.onnx", tmp_path / "out.onnx")  # over itself
     assert onnx.load(tmp_path / "out.onnx") == optimised
+
+
+def test_weights_that_the_input_needs_are_not_written_over(tmp_path: Path) -> None:
+    model = parsed(SOURCE)
+    model.graph.initializer.append(
+        onnx.numpy_helper.from_array(np.ones((200, 200), np.float32), "big")
+    )
+    model.graph.node.add(op_type="MatMul", input=["big", "big"], output=["out"])
+    model.graph.output.add(name="out").type.tensor_type.elem_type = TensorProto.FLOAT
+    onnx.save(model, tmp_path / "a.onnx", save_as_external_data=True, location="b.onnx.data")
+    weights = (tmp_path / "b.onnx.data").read_bytes()
+    for name in ("b.onnx.data", "b.onnx"):
+        with pytest.raises(InputError) as caught:
+            optimize_file(tmp_path / "a.onnx", tmp_path / name)
+        assert caught.value.diagnostics[0].code == "would-overwrite"
+    assert (tmp_path / "b.onnx.data").read_bytes() == weights
+
+
+def test_a_folder_that_is_not_there_is_told_before_anything_is_done(tmp_path: Path) -> None:
+    onnx.save(parsed(SOURCE), tmp_path / "in.onnx")
+    with pytest.raises(EnvironmentFault) as caught:
+        optimize_file(tmp_path / "in.onnx", tmp_path / "nowhere" / "out.onnx")
+    assert "there is no folder" in caught.value.diagnostics[0].problem
