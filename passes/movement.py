@@ -55,6 +55,16 @@ def perm_of(node: gs.Node, shapes: Shapes) -> list[int] | None:
     return None if dims is None else list(range(len(dims)))[::-1]
 
 
+def composed(first: Sequence[int], second: Sequence[int]) -> tuple[int, ...]:
+    """Return the permutation of a Transpose by ``first``, then by ``second``."""
+    return tuple(first[axis] for axis in second)
+
+
+def inverse(perm: Sequence[int]) -> tuple[int, ...]:
+    """Return the permutation of the Transpose that undoes one by ``perm``."""
+    return tuple(sorted(range(len(perm)), key=perm.__getitem__))
+
+
 def reshape_target(source: Sequence[Dim], goal: Sequence[Dim], shapes: Shapes) -> list[int] | None:
     """Return what a Reshape must say to make ``goal`` of ``source``.
 

@@ -33,7 +33,7 @@ Skips silently what would save nothing. Constants of more than 1 MiB are not tur
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 
 import onnx_graphsurgeon as gs
 
@@ -41,7 +41,7 @@ from optc.passes.contract import Facts, Pass, Report
 from optc.passes.graph import Node, detach, producer, redirect
 from optc.passes.layout import Layout, is_free, layout_of, turn
 from optc.passes.minimum_cut import Network
-from optc.passes.movement import perm_of
+from optc.passes.movement import composed, inverse, perm_of
 
 MOST_NODES = 2000
 """Operators that are turned together at most: finding a cut takes more than linear time."""
@@ -197,7 +197,7 @@ class _Region:
         votes: Counter[Perm] = Counter()
         for tensor in self.tensors.values():
             if (maker := self.before(tensor)) is not None:
-                votes[_inverse(maker[1])] += 1
+                votes[inverse(maker[1])] += 1
             votes.update({perm for _, perm in self.after(tensor)})
         return [perm for perm, _ in votes.most_common(CANDIDATES)]
 
@@ -215,7 +215,7 @@ class _Region:
         for key, tensor in self.tensors.items():
             maker = self.before(tensor)
             made: int | str = self.makers.get(key, "plain")
-            if maker is not None and _composed(maker[1], perm) == tuple(range(self.rank)):
+            if maker is not None and composed(maker[1], perm) == tuple(range(self.rank)):
                 made = "turned"
             readers: set[int | str] = {*self.readers.get(key, ())}
             if self.is_read_elsewhere(tensor):
@@ -241,7 +241,7 @@ class _Region:
             after = self.after(tensor)
             direct = [found for _, found in after if found == perm]
             if (maker := self.before(tensor)) is not None:
-                cancels = _composed(maker[1], perm) == tuple(range(self.rank))
+                cancels = composed(maker[1], perm) == tuple(range(self.rank))
                 total += (plain or bool(after)) + (bool(readers & turned) and not cancels)
             elif self.makers.get(key) in turned:
                 total += plain + len(after) - len(direct)
@@ -284,7 +284,7 @@ class _Region:
         source, names = tensor, (self.nodes[next(iter(turned))].name,)
         order = perm
         if (maker := self.before(tensor)) is not None:
-            source, order = maker[0].inputs[0], _composed(maker[1], perm)
+            source, order = maker[0].inputs[0], composed(maker[1], perm)
             names = (maker[0].name,)
             if order == tuple(range(self.rank)):
                 return source
@@ -323,23 +323,14 @@ class _Region:
     ) -> None:
         """Let the turned producer of ``tensor`` make ``new``, and give others what they read."""
         maker = self.nodes[self.makers[id(tensor)]]
-        back = _inverse(perm)
+        back = inverse(perm)
         for node, found in self.after(tensor):
             report.merged[node.name] = (node.name,)
             node.inputs[0] = new
-            node.attrs["perm"] = list(_composed(back, found))
+            node.attrs["perm"] = list(composed(back, found))
             if found == perm and not self.facts.is_kept(node.outputs[0]):
                 redirect(node.outputs[0], new)
         place = next(i for i, output in enumerate(maker.outputs) if output is tensor)
         maker.outputs[place] = new
         if tensor.outputs or self.facts.is_kept(tensor):
             self.transposed(new, back, (maker.name,), graph, report, tensor)
-
-
-def _composed(first: Sequence[int], second: Sequence[int]) -> Perm:
-    """Return the permutation of a Transpose by ``first``, then by ``second``."""
-    return tuple(first[axis] for axis in second)
-
-
-def _inverse(perm: Sequence[int]) -> Perm:
-    return tuple(sorted(range(len(perm)), key=perm.__getitem__))

@@ -45,13 +45,11 @@ from onnx import helper
 from optc.passes.contract import Facts, Pass, Report
 from optc.passes.determinism import is_training
 from optc.passes.graph import Array, is_constant, producer, redirect
-from optc.passes.match import made_by
+from optc.passes.match import argument, made_by
+from optc.passes.movement import RESHAPING, composed, inverse, perm_of
 
 SMALL_BYTES = 64 * 1024
 """Constants beyond this are not looked into."""
-
-RESHAPING = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
-"""Operators that keep the elements in their order."""
 
 IDEMPOTENT = frozenset({"Abs", "Ceil", "Floor", "Relu", "Round", "Sign"})
 SUMS = (
@@ -154,19 +152,12 @@ def _source(node: gs.Node, facts: Facts) -> gs.Tensor | None:
 
 def _value(node: gs.Node, index: int, facts: Facts) -> Array | None:
     """Return the value of an input that is small and the same in every run, else None."""
-    tensor = _input(node, index)
+    tensor = argument(node, index)
     if tensor is None:
         return None
     if is_constant(tensor):
         return np.asarray(tensor.values) if tensor._values.nbytes <= SMALL_BYTES else None
     return facts.shapes.constant(tensor.name)
-
-
-def _input(node: gs.Node, index: int) -> gs.Tensor | None:
-    """Return an input, or None where it is omitted."""
-    if index < len(node.inputs) and node.inputs[index].name:
-        return node.inputs[index]
-    return None
 
 
 def _same_shape(one: gs.Tensor, other: gs.Tensor, facts: Facts) -> bool:
@@ -210,7 +201,7 @@ def _dropout(node: gs.Node, facts: Facts) -> gs.Tensor | None:
 def _clip(node: gs.Node, facts: Facts) -> gs.Tensor | None:
     if facts.opset < 11:  # its bounds are the largest finite numbers where they are not given
         return None
-    has_bounds = _input(node, 1) or _input(node, 2)
+    has_bounds = argument(node, 1) or argument(node, 2)
     return None if has_bounds else node.inputs[0]
 
 
@@ -276,32 +267,21 @@ def _widening(node: gs.Node, facts: Facts) -> gs.Tensor | None:
 
 
 def _transpose(node: gs.Node, facts: Facts) -> gs.Tensor | None:
-    perm = _perm(node, facts)
+    perm = perm_of(node, facts.shapes)
     if perm is None:
         return None
     if perm == list(range(len(perm))):
         return node.inputs[0]
     before = _same_op_before(node)
-    first = _perm(before, facts) if before is not None else None
-    if before is not None and first is not None and _composed(first, perm) == sorted(perm):
+    first = perm_of(before, facts.shapes) if before is not None else None
+    if before is not None and first is not None and tuple(perm) == inverse(first):
         return before.inputs[0]
     return None
 
 
-def _perm(node: gs.Node, facts: Facts) -> list[int] | None:
-    if "perm" in node.attrs:
-        return list(node.attrs["perm"])
-    dims = facts.shapes.dims(node.inputs[0].name)
-    return None if dims is None else list(range(len(dims)))[::-1]
-
-
-def _composed(first: list[int], second: list[int]) -> list[int]:
-    return [first[axis] for axis in second]
-
-
 def _slice(node: gs.Node, facts: Facts) -> gs.Tensor | None:
     """A slice of full extent is all there is, unless it runs backwards."""
-    if _input(node, 4) is not None:
+    if argument(node, 4) is not None:
         steps = _value(node, 4, facts)
         if steps is None or not np.all(steps > 0):
             return None
@@ -334,7 +314,7 @@ def _split(node: gs.Node, facts: Facts) -> gs.Tensor | None:
 def _resize(node: gs.Node, facts: Facts) -> gs.Tensor | None:
     if node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
         return None
-    if _input(node, 3) is not None:
+    if argument(node, 3) is not None:
         # With a policy, the scale may differ from 1 though the sizes come out the same.
         stretches = node.attrs.get("keep_aspect_ratio_policy", "stretch") == "stretch"
         return _widening(node, facts) if stretches else None
@@ -467,10 +447,10 @@ def _shortened(node: gs.Node, facts: Facts) -> gs.Node | None:
         return None
     match before.op, node.op:
         case "Transpose", "Transpose":
-            first, second = _perm(before, facts), _perm(node, facts)
+            first, second = perm_of(before, facts.shapes), perm_of(node, facts.shapes)
             if first is None or second is None:
                 return None
-            node.attrs["perm"] = _composed(first, second)
+            node.attrs["perm"] = list(composed(first, second))
         case "Cast", "Cast":
             narrow, wide = _dtype(before.inputs[0], facts), _dtype(node.inputs[0], facts)
             if not _is_lossless(narrow, wide) or not _is_castable(narrow, _cast_goal(node, facts)):
