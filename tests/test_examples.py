@@ -85,6 +85,11 @@ def stages_in(output: str) -> list[str]:
     return [re.sub(r"\d+ +(?=[\d.]+%)|[\d.]+ MB", "", line).rstrip() for line in lines]
 
 
+def legalised_in(output: str) -> list[str]:
+    """Return the lines that tell what was rewritten for TensorRT."""
+    return re.findall(r"^rewritten for TensorRT: .*$", output, re.MULTILINE)
+
+
 def test_every_example_is_listed_and_tested() -> None:
     folders = sorted(path.parent.name for path in EXAMPLES.glob("*/README.md"))
     index = (EXAMPLES / "README.md").read_text()
@@ -129,29 +134,64 @@ def test_the_classifier_becomes_one_engine_without_batch_normalisation(example: 
         np.testing.assert_allclose(found["probability"], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_detector_is_cut_at_its_backbone_and_before_what_is_refused(example: Example) -> None:
+def why(folder: Path, package: str) -> str:
+    command = [sys.executable, "why.py", package]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def judged_in(output: str) -> list[str]:
+    """Return what ``why.py`` says, without TensorRT's words and the nodes that a new pass changes."""
+    lines = [line for line in output.splitlines() if line[0] != " " or "NonMaxSuppression" in line]
+    return [re.sub(r"by builder: .*", "by builder", line) for line in lines]
+
+
+def test_the_detector_is_two_engines_with_what_was_refused_rewritten(example: Example) -> None:
     folder = example("detector")
     done = optc(folder, "compile", "spec.yaml")
     assert done.returncode == 0, done.stderr
-    backbone, head, post = manifest_of(folder / "build" / "spec")["stages"]
+    backbone, head = manifest_of(folder / "build" / "spec")["stages"]
+    assert [s["runtime"] for s in (backbone, head)] == ["tensorrt", "tensorrt"]
+    assert backbone["outputs"] == ["/backbone/out"]
+    assert backbone["legalised"] == []
+    [rewritten] = head["legalised"]
+    assert (rewritten["op"], rewritten["by"]) == ("NonMaxSuppression", "builder")
+    assert rewritten["passes"] == ["decompose-non-max-suppression"]
+    shown = console_of(folder)
+    assert stages_in(shown["optc compile spec.yaml"]) == stages_in(done.stdout)
+    assert legalised_in(shown["optc compile spec.yaml"]) == legalised_in(done.stdout)
+    told = why(folder, "build/spec")
+    assert judged_in(told) == judged_in(shown["python why.py build/spec"]) != []
+
+
+def test_the_detector_is_cut_before_what_is_refused_where_that_is_not_rewritten(
+    example: Example,
+) -> None:
+    folder = example("detector")
+    done = optc(folder, "compile", "spec-as-it-is.yaml")
+    assert done.returncode == 0, done.stderr
+    backbone, head, post = manifest_of(folder / "build" / "spec-as-it-is")["stages"]
     assert [s["runtime"] for s in (backbone, head, post)] == ["tensorrt", "tensorrt", "onnxruntime"]
     assert backbone["outputs"] == ["/backbone/out"]
     assert backbone["why"] == head["why"] == []
     refused = post["why"][0]
     assert (refused["op"], refused["by"]) == ("NonMaxSuppression", "builder")
-    shown = console_of(folder)["optc compile spec.yaml"]
-    assert stages_in(shown) == stages_in(done.stdout)
+    shown = console_of(folder)
+    assert stages_in(shown["optc compile spec-as-it-is.yaml"]) == stages_in(done.stdout)
+    told = why(folder, "build/spec-as-it-is")
+    assert judged_in(told) == judged_in(shown["python why.py build/spec-as-it-is"]) != []
 
 
 def test_a_gate_that_holds_exits_0_and_one_that_does_not_3(example: Example) -> None:
     folder = example("ci-gate")
     shown = console_of(folder)
-    for spec, code in (("spec-pass", 0), ("spec-fail", 3)):
+    for spec, code, rewritten in (("spec-pass", 0, ["NonZero"]), ("spec-fail", 3, [])):
         done = optc(folder, "compile", f"{spec}.yaml")
         assert done.returncode == code, done.stderr
         assert ("error[gate-max-engines]" in done.stderr) == (code == 3)
         assert stages_in(shown[f"optc compile {spec}.yaml"]) == stages_in(done.stdout)
-        assert (folder / "build" / spec / "manifest.json").is_file()
+        assert legalised_in(shown[f"optc compile {spec}.yaml"]) == legalised_in(done.stdout)
+        stages = manifest_of(folder / "build" / spec)["stages"]
+        assert [each["op"] for stage in stages for each in stage["legalised"]] == rewritten
     assert done.stderr.strip() in shown["optc compile spec-fail.yaml"]
 
 

@@ -1,7 +1,8 @@
 """Write model.onnx: a keypoint detector with a descriptor for each point it finds.
 
 TensorRT refuses NonZero, which says where the points are; what stands before it and after it has
-weights. So the model needs two engines. The weights are drawn from a fixed seed.
+weights. So the model needs two engines where NonZero is not rewritten. The weights are drawn from a
+fixed seed.
 """
 
 from __future__ import annotations

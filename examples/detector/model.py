@@ -1,7 +1,7 @@
 """Write model.onnx: a small one-stage detector, from pixels to the boxes that are kept.
 
     image -> backbone (stride 8) -> three levels with a feature pyramid -> class scores and distances
-          -> boxes -> NonMaxSuppression -> the kept boxes with their scores and classes
+          -> boxes -> the best points -> NonMaxSuppression -> the kept boxes, their scores and classes
 
 How many boxes are kept depends on the image. The weights are drawn from a fixed seed: the model
 detects nothing that anyone would call an object, and the same everywhere.
@@ -21,6 +21,7 @@ SIZE = 256
 CLASSES = 8
 WIDTH = 48
 STRIDES = (8, 16, 32)
+BEST_POINTS = 200
 MOST_KEPT_OF_A_CLASS = 20
 
 
@@ -112,6 +113,20 @@ class Detector:
         )
         return self.op("Transpose", "decode", corners, perm=[0, 2, 1])
 
+    def best(self, boxes: str, scores: str) -> tuple[str, str]:
+        """Return boxes and scores of the points that are the likeliest to be anything."""
+        highest = self.op("ReduceMax", "best/of_classes", scores, axes=[1], keepdims=0)
+        most = self.constant("best.most", [BEST_POINTS], "int64")
+        ranked = ["/best/TopK_values", "/best/TopK_indices"]
+        self.nodes.append(helper.make_node("TopK", [highest, most], ranked, "/best/TopK"))
+        points = self.op("Unsqueeze", "best", ranked[1], self.constant("best.last", [2], "int64"))
+        of_points = self.op("Transpose", "best/by_point", scores, perm=[0, 2, 1])
+        picked = self.op("GatherND", "best/scores", of_points, points, batch_dims=1)
+        return (
+            self.op("GatherND", "best/boxes", boxes, points, batch_dims=1),
+            self.op("Transpose", "best/by_class", picked, perm=[0, 2, 1]),
+        )
+
     def keep(self, boxes: str, scores: str) -> None:
         """Add what picks the boxes of each class that overlap no better one."""
         kept = self.op(
@@ -146,7 +161,7 @@ def detector(seed: int = 0) -> onnx.ModelProto:
         x = net.layer(x, f"backbone/{i}/b", after, after, to=to)
     scores, distances = zip(*[net.head(x, i) for i, x in enumerate(net.pyramid(x))], strict=True)
     boxes = net.boxes(net.op("Concat", "decode", *distances, axis=2))
-    net.keep(boxes, net.op("Concat", "scores", *scores, axis=2))
+    net.keep(*net.best(boxes, net.op("Concat", "scores", *scores, axis=2)))
     graph = helper.make_graph(
         net.nodes,
         "detector",
