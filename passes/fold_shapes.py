@@ -43,10 +43,8 @@ import onnx_graphsurgeon as gs
 from optc.passes.contract import Facts, Pass, Report
 from optc.passes.dimension import Dim
 from optc.passes.graph import is_constant, remove_dead
+from optc.passes.movement import THE_END
 from optc.passes.shape import Shapes
-
-THE_END = 2**63 - 1
-"""Beyond every axis: how ONNX writes a slice that goes to the end."""
 
 
 class FoldShapes(Pass):

@@ -33,11 +33,16 @@ import onnx_graphsurgeon as gs
 
 from optc.passes.contract import Facts, Pass, Report
 from optc.passes.match import argument, become, names_of
-from optc.passes.movement import RESHAPING, integers, perm_of, readers_of, reshape_target, sizes
+from optc.passes.movement import (
+    RESHAPING,
+    integers,
+    perm_of,
+    readers_of,
+    reads_axes,
+    reshape_target,
+    sizes,
+)
 from optc.passes.shape import Shapes
-
-AXES_ARE_INPUT = 13
-"""The first opset in which Squeeze and Unsqueeze read their axes."""
 
 RESHAPE_READS_SHAPE = 5
 """The first opset in which Reshape reads its target."""
@@ -141,7 +146,7 @@ def _left(axes: list[int] | None, rank: int) -> list[int] | None:
 
 
 def _write(node: gs.Node, source: gs.Tensor, op: str, numbers: list[int], facts: Facts) -> None:
-    if op != "Reshape" and facts.opset < AXES_ARE_INPUT:
+    if op != "Reshape" and not reads_axes(op, facts.opset):
         become(node, op, [source], {"axes": numbers})
         return
     noun = "target" if op == "Reshape" else "axes"

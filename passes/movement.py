@@ -27,6 +27,9 @@ BEFORE_ALL = -(2**31)
 SLICE_READS_CUTS = 10
 """The first opset in which Slice reads starts, ends and axes."""
 
+AXES_ARE_INPUT = {"ReduceSum": 13, "Squeeze": 13, "Unsqueeze": 13}
+"""Op -> the first opset in which it reads its axes; for the other reductions it is 18."""
+
 RESHAPING = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
 """Operators that keep the elements in their order."""
 
@@ -45,6 +48,11 @@ def integers(tensor: gs.Tensor | None) -> list[int] | None:
 def sizes(facts: Facts, stem: str, numbers: Iterable[int]) -> gs.Constant:
     """Return a new constant: a list of integers."""
     return gs.Constant(facts.fresh_name(stem), np.array(list(numbers), np.int64))
+
+
+def reads_axes(op: str, opset: int) -> bool:
+    """Whether a Squeeze, Unsqueeze or reduction reads its axes, rather than has them as attribute."""
+    return opset >= AXES_ARE_INPUT.get(op, 18)
 
 
 def perm_of(node: gs.Node, shapes: Shapes) -> list[int] | None:

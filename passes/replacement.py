@@ -13,12 +13,10 @@ from onnx import helper
 from optc.passes.contract import Facts, Report
 from optc.passes.graph import Array, all_nodes, bodies_of, detach, redirect
 from optc.passes.match import argument, names_of
+from optc.passes.movement import reads_axes
 
 Operand: TypeAlias = gs.Tensor | Array | np.generic | None
 """An input of a new node: a tensor, the value of a new constant, or None where it is left out."""
-
-AXES_AS_INPUT = {"Squeeze": 13, "Unsqueeze": 13, "ReduceSum": 13}
-"""Op -> the opset in which its axes became an input; for the other reductions it is 18."""
 
 
 class Declined(Exception):
@@ -100,9 +98,9 @@ class Replacement:
 
     def along(self, op: str, tensor: gs.Tensor, axes: Sequence[int], **attrs: Any) -> gs.Variable:
         """Add a Squeeze, Unsqueeze or reduction over ``axes``, as the opset writes it."""
-        if self.facts.opset < AXES_AS_INPUT.get(op, 18):
-            return self.add(op, tensor, axes=list(axes), **attrs)
-        return self.add(op, tensor, np.array(axes, np.int64), **attrs)
+        if reads_axes(op, self.facts.opset):
+            return self.add(op, tensor, np.array(axes, np.int64), **attrs)
+        return self.add(op, tensor, axes=list(axes), **attrs)
 
     def cast(self, tensor: gs.Tensor, dtype: np.dtype[Any] | type) -> gs.Variable:
         """Add a Cast to ``dtype``."""

@@ -44,9 +44,7 @@ from optc.passes.contract import Facts, Pass, Report, option
 from optc.passes.determinism import is_deterministic
 from optc.passes.graph import Node, all_nodes, bodies_of, detach, producer
 from optc.passes.match import argument, number
-
-AXES_ARE_AN_INPUT = 13
-"""The version since which Unsqueeze reads its axes."""
+from optc.passes.movement import reads_axes, sizes
 
 
 @dataclass(frozen=True)
@@ -146,9 +144,8 @@ def _stacked(
     rows = []
     for value in values:
         inputs, attrs = [value], {"axes": [0]}
-        if facts.opset >= AXES_ARE_AN_INPUT:
-            axes = gs.Constant(facts.fresh_name(f"{loop.name}_axes"), np.array([0], np.int64))
-            inputs, attrs = [value, axes], {}
+        if reads_axes("Unsqueeze", facts.opset):
+            inputs, attrs = [value, sizes(facts, f"{loop.name}_axes", [0])], {}
         row = gs.Variable(facts.fresh_name(output.name), output.dtype)
         rows.append(row)
         yield Node("Unsqueeze", facts.fresh_name(loop.name), attrs, inputs, [row]), loop.name
