@@ -81,8 +81,7 @@ class CarryBytesInFloats(Pass):
 
 
 def _is_bytes(tensor: gs.Tensor, facts: Facts) -> bool:
-    known = tensor.dtype if isinstance(tensor, gs.Constant) else facts.shapes.dtype(tensor.name)
-    return known is not None and np.dtype(known) == np.uint8
+    return facts.dtype(tensor) == np.dtype(np.uint8)
 
 
 def _carry(node: gs.Node, moved: list[int], new: Replacement, report: Report) -> None:

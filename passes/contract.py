@@ -24,11 +24,14 @@ from functools import cached_property
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from optc.passes.opset import raise_opset
 
 if TYPE_CHECKING:
+    from optc.passes.dimension import Dim
+    from optc.passes.graph import Array
     from optc.passes.shape import Shapes
 
 Group = Literal["clean", "fold", "fuse", "legalise"]
@@ -155,6 +158,27 @@ class Facts:
         Computed when first asked for. A tensor made since is not in it.
         """
         return self._shapes()
+
+    def dims(self, tensor: gs.Tensor) -> tuple[Dim, ...] | None:
+        """Return the extents of a tensor that may be a constant, also one made since; see `shapes`."""
+        if isinstance(tensor, gs.Constant):
+            return tuple(tensor.shape)
+        return self.shapes.dims(tensor.name)
+
+    def dtype(self, tensor: gs.Tensor) -> np.dtype[Any] | None:
+        """Return the type of a tensor that may be a constant, also one made since; see `shapes`."""
+        if isinstance(tensor, gs.Constant):
+            found: np.dtype[Any] = np.dtype(tensor.dtype)
+            return found
+        return self.shapes.dtype(tensor.name)
+
+    def constant(self, tensor: gs.Tensor | None) -> Array | None:
+        """Return the value of a constant, or of a small tensor that is the same in every run."""
+        if tensor is None:
+            return None
+        if isinstance(tensor, gs.Constant):
+            return np.asarray(tensor.values)
+        return self.shapes.constant(tensor.name)
 
     def is_kept(self, tensor: gs.Tensor) -> bool:
         """Whether ``tensor`` must stay under its name whatever happens to its producer."""

@@ -158,10 +158,10 @@ def _operand(
 
 
 def _dtype(tensor: gs.Tensor, new: Replacement) -> np.dtype[Any]:
-    known = tensor.dtype if isinstance(tensor, gs.Constant) else new.facts.shapes.dtype(tensor.name)
-    if known is None or np.dtype(known).name not in ("int8", "uint8"):
+    dtype = new.facts.dtype(tensor)
+    if dtype is None or dtype.name not in ("int8", "uint8"):
         raise Declined(f"`{tensor.name}` does not hold integers of 8 bits")
-    return np.dtype(known)
+    return dtype
 
 
 def _floats(tensor: gs.Tensor, new: Replacement) -> gs.Variable | Array:

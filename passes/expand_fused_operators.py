@@ -83,20 +83,14 @@ class _Fused(Replacement):
     def dtype(self) -> np.dtype[Any]:
         """Return the type that it computes in."""
         for tensor in self.node.inputs:
-            known = (
-                np.dtype(tensor.dtype)
-                if isinstance(tensor, gs.Constant)
-                else self.facts.shapes.dtype(tensor.name)
-            )
+            known = self.facts.dtype(tensor)
             if known is not None and known.kind == "f":
                 return known
         raise Declined("nobody knows which type it computes in")
 
     def rank(self, tensor: gs.Tensor) -> int:
         """Return how many axes ``tensor`` has."""
-        dims = (
-            tensor.shape if isinstance(tensor, gs.Constant) else self.facts.shapes.dims(tensor.name)
-        )
+        dims = self.facts.dims(tensor)
         if dims is None:
             raise Declined(f"nobody knows how many axes `{tensor.name}` has")
         return len(dims)

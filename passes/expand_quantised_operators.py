@@ -104,11 +104,7 @@ class _Quantised(Replacement):
 
     def dtype(self, tensor: gs.Tensor) -> np.dtype[Any]:
         """Return the type of an input."""
-        known = (
-            np.dtype(tensor.dtype)
-            if isinstance(tensor, gs.Constant)
-            else self.facts.shapes.dtype(tensor.name)
-        )
+        known = self.facts.dtype(tensor)
         if known is None:
             raise Declined(f"nobody knows of which type `{tensor.name}` is")
         return known
@@ -116,9 +112,7 @@ class _Quantised(Replacement):
     def rank(self, index: int) -> int:
         """Return how many axes an input has."""
         tensor = self.node.inputs[index]
-        dims = (
-            tensor.shape if isinstance(tensor, gs.Constant) else self.facts.shapes.dims(tensor.name)
-        )
+        dims = self.facts.dims(tensor)
         if dims is None:
             raise Declined(f"nobody knows how many axes `{tensor.name}` has")
         return len(dims)

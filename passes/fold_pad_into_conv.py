@@ -137,10 +137,7 @@ def _padding_of(pad: gs.Node, facts: Facts) -> _Padding:
 
 
 def _constant(node: gs.Node, index: int, facts: Facts) -> Array:
-    tensor = argument(node, index)
-    if isinstance(tensor, gs.Constant):
-        return np.asarray(tensor.values)
-    found = None if tensor is None else facts.shapes.constant(tensor.name)
+    found = facts.constant(argument(node, index))
     if found is None:
         raise Refused("its pads are computed at run time")
     return found

@@ -24,7 +24,6 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from optc.passes.contract import Facts, Pass, Report
-from optc.passes.dimension import Dim
 from optc.passes.linear import FLOATS
 from optc.passes.match import are_private, argument, become, either_way, made_by, names_of
 
@@ -62,7 +61,7 @@ def _is_gemm(product: gs.Node, addend: gs.Tensor, facts: Facts) -> bool:
     """Whether a Gemm takes what ``product`` multiplies, and ``addend`` as its bias."""
     made = product.outputs[0].name
     shapes = [facts.shapes.dims(t.name) for t in product.inputs[:2]]
-    sum_of, added = facts.shapes.dims(made), _dims(addend, facts)
+    sum_of, added = facts.shapes.dims(made), facts.dims(addend)
     dtype = facts.shapes.dtype(made)
     if dtype is None or dtype.name not in FLOATS or (dtype.name == "bfloat16" and facts.opset < 13):
         return False
@@ -73,10 +72,4 @@ def _is_gemm(product: gs.Node, addend: gs.Tensor, facts: Facts) -> bool:
     return all(
         one == 1 or one == all_
         for one, all_ in zip(reversed(added), reversed(sum_of), strict=False)
-    )
-
-
-def _dims(tensor: gs.Tensor, facts: Facts) -> tuple[Dim, ...] | None:
-    return (
-        tuple(tensor.shape) if isinstance(tensor, gs.Constant) else facts.shapes.dims(tensor.name)
     )

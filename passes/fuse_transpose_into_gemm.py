@@ -76,7 +76,7 @@ def _takes(node: gs.Node, turned: gs.Tensor, facts: Facts) -> bool:
         return True
     other = next((t for t in node.inputs if t is not turned), turned)
     dtype = facts.shapes.dtype(turned.name)
-    dims = other.shape if isinstance(other, gs.Constant) else facts.shapes.dims(other.name)
+    dims = facts.dims(other)
     if dims is None or len(dims) != 2 or 0 in dims:
         return False
     if dtype is None or dtype.name not in FLOATS:

@@ -132,8 +132,8 @@ def _takes_nothing(node: gs.Node, facts: Facts) -> bool:
     if len(known) != len(shapes):
         return False
     x = node.inputs[0]
-    dtype = x.dtype if is_constant(x) else facts.shapes.dtype(x.name)
-    is_float = dtype is not None and np.dtype(dtype).kind == "f"
+    dtype = facts.dtype(x)
+    is_float = dtype is not None and dtype.kind == "f"
     match node.op:
         case op if op in ALWAYS:
             return True

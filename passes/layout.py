@@ -56,7 +56,7 @@ def layout_of(node: gs.Node, facts: Facts) -> Layout | None:
     dims = (
         None
         if rule is None
-        else _dims(node.outputs[0] if rule[0] is _spread else node.inputs[0], facts)
+        else facts.dims(node.outputs[0] if rule[0] is _spread else node.inputs[0])
     )
     if rule is None or not dims:
         return None
@@ -78,12 +78,8 @@ def turn(node: gs.Node, layout: Layout, perm: Sequence[int], facts: Facts) -> No
 
 def is_free(tensor: gs.Tensor, facts: Facts) -> bool:
     """Whether ``tensor`` is the same in every layout, as all its extents are 1."""
-    dims = _dims(tensor, facts)
+    dims = facts.dims(tensor)
     return dims is not None and all(extent == 1 for extent in dims)
-
-
-def _dims(tensor: gs.Tensor, facts: Facts) -> Sequence[object] | None:
-    return tensor.shape if isinstance(tensor, gs.Constant) else facts.shapes.dims(tensor.name)
 
 
 def _turned_constant(tensor: gs.Constant, perm: Sequence[int], facts: Facts) -> gs.Constant:
@@ -109,7 +105,7 @@ def _spread(node: gs.Node, rank: int, facts: Facts) -> Layout | None:
         return None
     laid_out = []
     for index, tensor in enumerate(node.inputs):
-        dims = _dims(tensor, facts)
+        dims = facts.dims(tensor)
         if dims is None or (
             isinstance(tensor, gs.Constant) and tensor._values.nbytes > LARGE_BYTES
         ):
@@ -176,7 +172,7 @@ def _squeezed(node: gs.Node, rank: int, facts: Facts) -> Layout | None:
 
 
 def _gathered(node: gs.Node, rank: int, facts: Facts) -> Layout | None:
-    dims = _dims(node.inputs[1], facts)
+    dims = facts.dims(node.inputs[1])
     axis = (int(node.attrs.get("axis", 0)) % rank,)
     if dims is None or len(dims) > 1:
         return None
@@ -206,7 +202,7 @@ def _repeated(node: gs.Node, rank: int, facts: Facts) -> Layout | None:
 
 
 def _quantised(node: gs.Node, rank: int, facts: Facts) -> Layout | None:
-    dims = _dims(node.inputs[1], facts)
+    dims = facts.dims(node.inputs[1])
     if dims is None or len(dims) > 1 or node.attrs.get("block_size", 0):
         return None
     if all(extent == 1 for extent in dims):
@@ -241,9 +237,8 @@ def _tell_slice(node: gs.Node, layout: Layout, perm: Sequence[int], facts: Facts
     if "starts" in node.attrs:
         node.attrs["axes"] = axes
         return
-    starts = node.inputs[1]
-    known = starts.dtype if isinstance(starts, gs.Constant) else facts.shapes.dtype(starts.name)
-    told = gs.Constant(facts.fresh_name(f"{node.name}_axes"), np.array(axes, known or np.int64))
+    dtype = facts.dtype(node.inputs[1]) or np.int64
+    told = gs.Constant(facts.fresh_name(f"{node.name}_axes"), np.array(axes, dtype))
     if len(node.inputs) > 3:
         node.inputs[3] = told
     else:

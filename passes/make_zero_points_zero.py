@@ -124,7 +124,7 @@ def _grid(node: gs.Node, facts: Facts) -> _Grid:
     dtype = _integers(node, zero, facts)
     if dtype is None or dtype.name not in TYPES:
         raise Declined("it is not known to quantise to integers of 8, 16 or 32 bits")
-    if _dtype(scale, facts) != np.float32:
+    if facts.dtype(scale) != np.float32:
         raise Declined("its scale is not known to be float32")
     if zero is not None and not isinstance(zero, gs.Constant):
         raise Declined("its zero point is computed at run time")
@@ -141,19 +141,12 @@ def _grid(node: gs.Node, facts: Facts) -> _Grid:
     return _Grid(dtype, scale, zeros.reshape(shape if zeros.size > 1 else ()))
 
 
-def _dtype(tensor: gs.Tensor, facts: Facts) -> np.dtype[Any] | None:
-    if isinstance(tensor, gs.Constant):
-        found: np.dtype[Any] = np.dtype(tensor.dtype)
-        return found
-    return facts.shapes.dtype(tensor.name)
-
-
 def _integers(node: gs.Node, zero: gs.Tensor | None, facts: Facts) -> np.dtype[Any] | None:
     """Return the type of the integers that ``node`` reads or makes."""
     if zero is not None:
-        return _dtype(zero, facts)
+        return facts.dtype(zero)
     if node.op == "DequantizeLinear":
-        return _dtype(node.inputs[0], facts)
+        return facts.dtype(node.inputs[0])
     wanted = node.attrs.get("output_dtype", 0)
     return np.dtype(helper.tensor_dtype_to_np_dtype(wanted) if wanted else np.uint8)
 
@@ -163,7 +156,7 @@ def _broadcast_shape(node: gs.Node, count: int, facts: Facts) -> tuple[int, ...]
     if count == 1:
         return ()
     x = node.inputs[0]
-    dims = x.shape if isinstance(x, gs.Constant) else facts.shapes.dims(x.name)
+    dims = facts.dims(x)
     if dims is None:
         raise Declined("nobody knows how many axes its input has")
     axis = node.attrs.get("axis", 1)

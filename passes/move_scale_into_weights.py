@@ -59,6 +59,7 @@ from optc.passes.linear import (
     scale_input,
     scale_outputs,
 )
+from optc.passes.match import argument
 
 LINEAR = (*CONVOLUTIONS, *PRODUCTS)
 MOVES = frozenset(
@@ -415,14 +416,7 @@ def _taken(grid: _Grid, axis: int, index: npt.NDArray[np.int64]) -> _Grid:
 
 
 def _value(node: gs.Node, index: int, facts: Facts) -> npt.NDArray[np.int64] | None:
-    if index >= len(node.inputs) or not node.inputs[index].name:
-        return None
-    tensor = node.inputs[index]
-    value = (
-        np.asarray(tensor.values)
-        if isinstance(tensor, gs.Constant)
-        else facts.shapes.constant(tensor.name)
-    )
+    value = facts.constant(argument(node, index))
     return None if value is None else value.astype(np.int64)
 
 

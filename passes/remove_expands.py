@@ -62,7 +62,7 @@ def _spreads(node: gs.Node, expand: gs.Node, facts: Facts) -> bool:
     if node.op == "PRelu" and node.inputs[0] is expand.outputs[0]:
         return False  # only the slope is spread
     small, large = (facts.shapes.dims(t.name) for t in (expand.inputs[0], expand.outputs[0]))
-    others = [_dims(t, facts) for t in node.inputs if t is not expand.outputs[0]]
+    others = [facts.dims(t) for t in node.inputs if t is not expand.outputs[0]]
     if small is None or large is None or any(dims is None for dims in others):
         return False
     if len(small) < fixed or len(small) > len(large):
@@ -78,12 +78,6 @@ def _spreads(node: gs.Node, expand: gs.Node, facts: Facts) -> bool:
         if all(len(dims or ()) < place or (dims or ())[-place] != large[-place] for dims in others):
             return False
     return True
-
-
-def _dims(tensor: gs.Tensor, facts: Facts) -> tuple[object, ...] | None:
-    if isinstance(tensor, gs.Constant):
-        return tuple(tensor.shape)
-    return facts.shapes.dims(tensor.name)
 
 
 def _read(node: gs.Node, old: gs.Tensor, new: gs.Tensor) -> None:

@@ -44,7 +44,7 @@ from onnx import helper
 
 from optc.passes.contract import Facts, Pass, Report
 from optc.passes.determinism import is_training
-from optc.passes.graph import Array, is_constant, producer, redirect
+from optc.passes.graph import Array, producer, redirect
 from optc.passes.match import argument, made_by
 from optc.passes.movement import RESHAPING, composed, inverse, perm_of
 
@@ -153,11 +153,9 @@ def _source(node: gs.Node, facts: Facts) -> gs.Tensor | None:
 def _value(node: gs.Node, index: int, facts: Facts) -> Array | None:
     """Return the value of an input that is small and the same in every run, else None."""
     tensor = argument(node, index)
-    if tensor is None:
+    if isinstance(tensor, gs.Constant) and tensor._values.nbytes > SMALL_BYTES:
         return None
-    if is_constant(tensor):
-        return np.asarray(tensor.values) if tensor._values.nbytes <= SMALL_BYTES else None
-    return facts.shapes.constant(tensor.name)
+    return facts.constant(tensor)
 
 
 def _same_shape(one: gs.Tensor, other: gs.Tensor, facts: Facts) -> bool:
@@ -167,10 +165,6 @@ def _same_shape(one: gs.Tensor, other: gs.Tensor, facts: Facts) -> bool:
 
 def _is_all(value: Array | None, number: float) -> bool:
     return value is not None and value.size > 0 and bool(np.all(value == number))
-
-
-def _dtype(tensor: gs.Tensor, facts: Facts) -> np.dtype[Any] | None:
-    return np.dtype(tensor.dtype) if is_constant(tensor) else facts.shapes.dtype(tensor.name)
 
 
 def _same_op_before(node: gs.Node) -> gs.Node | None:
@@ -209,20 +203,20 @@ def _cast(node: gs.Node, facts: Facts) -> gs.Tensor | None:
     goal = _cast_goal(node, facts)
     if goal is None:
         return None
-    if _dtype(node.inputs[0], facts) == goal:
+    if facts.dtype(node.inputs[0]) == goal:
         return node.inputs[0]
     before = producer(node.inputs[0])
     if before is None or before.op not in ("Cast", "CastLike") or before.domain:
         return None
-    first = _dtype(before.inputs[0], facts)
-    if first == goal and _is_lossless(first, _dtype(node.inputs[0], facts)):
+    first = facts.dtype(before.inputs[0])
+    if first == goal and _is_lossless(first, facts.dtype(node.inputs[0])):
         return before.inputs[0]
     return None
 
 
 def _cast_goal(node: gs.Node, facts: Facts) -> np.dtype[Any] | None:
     if node.op == "CastLike":
-        return _dtype(node.inputs[1], facts)
+        return facts.dtype(node.inputs[1])
     return np.dtype(helper.tensor_dtype_to_np_dtype(node.attrs["to"]))
 
 
@@ -452,7 +446,7 @@ def _shortened(node: gs.Node, facts: Facts) -> gs.Node | None:
                 return None
             node.attrs["perm"] = list(composed(first, second))
         case "Cast", "Cast":
-            narrow, wide = _dtype(before.inputs[0], facts), _dtype(node.inputs[0], facts)
+            narrow, wide = facts.dtype(before.inputs[0]), facts.dtype(node.inputs[0])
             if not _is_lossless(narrow, wide) or not _is_castable(narrow, _cast_goal(node, facts)):
                 return None
         case _:
