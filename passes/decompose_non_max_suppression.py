@@ -47,6 +47,7 @@ from optc.passes.contract import Facts, Pass, Report
 from optc.passes.data_extent import SCALAR, first, partition, total
 from optc.passes.graph import Array
 from optc.passes.match import argument
+from optc.passes.movement import axes_of
 from optc.passes.replacement import Operand, Replacement
 
 MOST_PAIRS = 1 << 26
@@ -145,7 +146,7 @@ def _read_up_to(node: gs.Node, facts: Facts) -> float:
         match reader.op:
             case "Gather" if reader.inputs[0] is tensor and reader.attrs.get("axis", 0) == 1:
                 pass
-            case "Squeeze" if _axes(reader) == [1]:
+            case "Squeeze" if axes_of(reader, facts) == [1]:
                 pass
             case "Slice" if reader.inputs[0] is tensor:
                 return _end(reader)
@@ -153,14 +154,6 @@ def _read_up_to(node: gs.Node, facts: Facts) -> float:
                 break
         tensor = reader.outputs[0]
     return math.inf
-
-
-def _axes(node: gs.Node) -> list[int] | None:
-    axes = node.attrs.get("axes")
-    if axes is not None:
-        return list(axes)
-    found = argument(node, 1)
-    return found.values.reshape(-1).tolist() if isinstance(found, gs.Constant) else None
 
 
 def _end(node: gs.Node) -> float:

@@ -34,11 +34,11 @@ reads.
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from optc.passes.contract import Facts, Pass, Report
 from optc.passes.match import are_private, argument, become, either_way, made_by, names_of
+from optc.passes.movement import axes_of
 
 
 class FuseSoftmax(Pass):
@@ -60,7 +60,7 @@ class FuseSoftmax(Pass):
             dims, dtype = facts.shapes.dims(x.name), facts.shapes.dtype(x.name)
             if not dims or dtype is None or dtype.name not in ("float16", "float32", "float64"):
                 continue
-            if not (_is_over_last(highest, len(dims)) and _is_over_last(total, len(dims))):
+            if not all(_is_over_last(node, len(dims), facts) for node in (highest, total)):
                 report.skipped[last.name] = "it is not over the last axis alone"
             elif not are_private(nodes, facts, within=[*nodes, last]):
                 report.skipped[last.name] = "a value on the way has another reader"
@@ -110,13 +110,11 @@ def _shifted(tensor: gs.Tensor) -> list[gs.Node] | None:
     return [highest, sub]
 
 
-def _is_over_last(node: gs.Node, rank: int) -> bool:
+def _is_over_last(node: gs.Node, rank: int, facts: Facts) -> bool:
     """Whether a reduction keeps all axes and is over the last one alone."""
     if not node.attrs.get("keepdims", 1):
         return False
-    axes = node.attrs.get("axes")
-    if axes is None and isinstance(argument(node, 1), gs.Constant):
-        axes = np.asarray(node.inputs[1].values).reshape(-1).tolist()
+    axes = axes_of(node, facts)
     return axes in ([-1], [rank - 1]) or (rank == 1 and _is_over_all(node, axes))
 
 

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 
 from optc.passes.contract import Facts
 from optc.passes.match import argument
-from optc.passes.movement import integers, sizes
+from optc.passes.movement import axes_of, integers, sizes
 
 LARGE_BYTES = 1024 * 1024
 """Constants beyond this are not turned: they may be shared, and would be there twice."""
@@ -140,19 +140,13 @@ def _joined(node: gs.Node, rank: int, facts: Facts) -> Layout | None:
 
 
 def _reduced(node: gs.Node, rank: int, facts: Facts) -> Layout | None:
-    axes = _told_axes(node)
+    axes = axes_of(node, facts)
     if not axes:  # not known, or all, or none
         return None
     named = tuple(axis % rank for axis in axes)
     if node.attrs.get("keepdims", 1):
         return Layout(rank, axes=named)
     return Layout(rank, outputs=(), gone=named, axes=named)
-
-
-def _told_axes(node: gs.Node) -> list[int] | None:
-    if "axes" in node.attrs:
-        return list(node.attrs["axes"])
-    return integers(argument(node, 1))
 
 
 def _found(node: gs.Node, rank: int, facts: Facts) -> Layout | None:
@@ -164,7 +158,7 @@ def _found(node: gs.Node, rank: int, facts: Facts) -> Layout | None:
 
 
 def _squeezed(node: gs.Node, rank: int, facts: Facts) -> Layout | None:
-    axes = _told_axes(node)
+    axes = axes_of(node, facts)
     if axes is None:
         return None
     named = tuple(axis % rank for axis in axes)

@@ -35,6 +35,7 @@ from optc.passes.contract import Facts, Pass, Report
 from optc.passes.match import argument, become, names_of
 from optc.passes.movement import (
     RESHAPING,
+    axes_of,
     integers,
     perm_of,
     readers_of,
@@ -109,14 +110,14 @@ def _merged(first: gs.Node, second: gs.Node, facts: Facts) -> Plan | None:
     goal = facts.shapes.dims(second.outputs[0].name)
     if source is not None and goal is not None and first.op == second.op:
         if second.op == "Unsqueeze":
-            inner = _left(_axes(first), len(goal) - len(_axes(second) or ()))
-            outer = _left(_axes(second), len(goal))
+            inner = _left(axes_of(first, facts), len(goal) - len(axes_of(second, facts) or ()))
+            outer = _left(axes_of(second, facts), len(goal))
             if inner is not None and outer is not None:
                 old = [outer[axis] for axis in inner]
                 return "Unsqueeze", [axis for axis in range(len(goal)) if axis not in old]
         if second.op == "Squeeze":
-            inner = _left(_axes(first), len(source))
-            outer = None if inner is None else _left(_axes(second), len(inner))
+            inner = _left(axes_of(first, facts), len(source))
+            outer = None if inner is None else _left(axes_of(second, facts), len(inner))
             if inner is not None and outer is not None:
                 old = [inner[axis] for axis in outer]
                 return "Squeeze", [axis for axis in range(len(source)) if axis not in old]
@@ -128,13 +129,6 @@ def _merged(first: gs.Node, second: gs.Node, facts: Facts) -> Plan | None:
         return None
     written = reshape_target(source, goal, facts.shapes)
     return None if written is None else ("Reshape", written)
-
-
-def _axes(node: gs.Node) -> list[int] | None:
-    """Return the axes that a Squeeze or Unsqueeze is given."""
-    if "axes" in node.attrs:
-        return list(node.attrs["axes"])
-    return integers(argument(node, 1))
 
 
 def _left(axes: list[int] | None, rank: int) -> list[int] | None:

@@ -50,6 +50,16 @@ def sizes(facts: Facts, stem: str, numbers: Iterable[int]) -> gs.Constant:
     return gs.Constant(facts.fresh_name(stem), np.array(list(numbers), np.int64))
 
 
+def axes_of(node: gs.Node, facts: Facts) -> list[int] | None:
+    """Return the axes that a Squeeze, Unsqueeze or reduction is given, as attribute or as input.
+
+    Returns:
+        None where it is given none, or where only the run knows them.
+    """
+    axes = node.attrs.get("axes", facts.constant(argument(node, 1)))
+    return None if axes is None else [int(axis) for axis in np.ravel(axes)]
+
+
 def reads_axes(op: str, opset: int) -> bool:
     """Whether a Squeeze, Unsqueeze or reduction reads its axes, rather than has them as attribute."""
     return opset >= AXES_ARE_INPUT.get(op, 18)

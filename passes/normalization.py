@@ -38,6 +38,7 @@ from optc.passes.match import (
     names_of,
     number,
 )
+from optc.passes.movement import axes_of
 
 FLOAT16, BFLOAT16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
@@ -189,17 +190,14 @@ class Normalization:
 
 
 def _axes_of(mean: gs.Node, rank: int, facts: Facts) -> tuple[int, ...]:
-    axes = mean.attrs.get("axes")
-    given = argument(mean, 1)  # since opset 18
-    if given is not None:
-        axes = facts.shapes.constant(given.name)
-        if axes is None:
-            raise Refused("the axes of a mean are computed at run time")
-    if axes is None or len(axes) == 0:
+    axes = axes_of(mean, facts)
+    if axes is None and argument(mean, 1) is not None:
+        raise Refused("the axes of a mean are computed at run time")
+    if not axes:
         if mean.attrs.get("noop_with_empty_axes", 0):
             raise Refused("a mean is taken over no axis")
         return tuple(range(rank))
-    return tuple(sorted({int(axis) % rank for axis in axes})) if rank else ()
+    return tuple(sorted({axis % rank for axis in axes})) if rank else ()
 
 
 # --- finding the core ----------------------------------------------------------------------------
