@@ -99,8 +99,8 @@ class EngineBuilder:
         """The whole graph, every tensor typed."""
         return export_model(self._question.graph, place=self._store.for_stage)
 
-    def legalise(self, refused: Off, target: Target) -> dict[str, Legalised]:
-        """Return how those of the nodes ``refused`` are rewritten that ``target`` then takes."""
+    def legalise(self, refused: Off, target: Target) -> dict[str, Legalised | str]:
+        """Return how nodes that ``target`` refuses are rewritten so that it takes them, or why not."""
         return self._legaliser.legalise(refused, target, lambda: self._whole, self._profiles)
 
     def _profiles(self, names: Sequence[str]) -> tuple[Profile, ...] | None:

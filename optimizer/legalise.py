@@ -105,8 +105,10 @@ class Legaliser:
         target: Target,
         model: Callable[[], ModelProto],
         profiles: ProfilesOf,
-    ) -> dict[str, Legalised]:
+    ) -> dict[str, Legalised | str]:
         """Return how those of the nodes ``refused`` are rewritten that ``target`` then takes.
+
+        For one that a pass knows and that is not rewritten, return why.
 
         Args:
             refused: Why they are off TensorRT; what the spec keeps off is left alone.
@@ -119,16 +121,21 @@ class Legaliser:
             return {}
         parts = self._oracle.alone(model(), wanted)
         trials = []
+        found: dict[str, Legalised | str] = {}
         for alike in _alike(parts, profiles):
-            work = self._begin(parts[alike[0]])
-            if work.rewrite(alike[:1]) and self._pays(alike[0], work.graph):
+            name = alike[0]
+            work = self._begin(parts[name])
+            if not work.rewrite([name]):
+                why_not = work.declined.get(name)
+            elif (why_not := self._why_dear(name, work.graph)) is None:
                 trials.append(_Trial(alike, work, []))
-        taken: dict[str, Legalised] = {}
+            if why_not is not None:
+                found.update(dict.fromkeys(alike, f"not rewritten: {why_not}"))
         for _ in range(MOST_ROUNDS):
-            trials = self._tried(trials, refused, taken, target, profiles)
+            trials = self._tried(trials, refused, found, target, profiles)
             if not trials:
                 break
-        return taken
+        return found
 
     def _begin(self, part: ModelProto) -> Legalisation:
         graph = import_model(part, self._folder)
@@ -139,11 +146,11 @@ class Legaliser:
         self,
         trials: Sequence[_Trial],
         refused: Off,
-        taken: dict[str, Legalised],
+        answers: dict[str, Legalised | str],
         target: Target,
         profiles: ProfilesOf,
     ) -> list[_Trial]:
-        """Ask about ``trials``, add to ``taken``, and return those that were rewritten once more."""
+        """Ask about ``trials``, add to ``answers``, and return those rewritten once more."""
         asked = []
         models = []
         shapes = []
@@ -168,21 +175,29 @@ class Legaliser:
         for trial, verdict in zip(asked, verdicts, strict=True):
             if verdict.refused is None:
                 for recipe in trial.recipes:
-                    taken[recipe.node] = Legalised(recipe, refused[recipe.node])
+                    answers[recipe.node] = Legalised(recipe, refused[recipe.node])
                 continue
+            passes = ", ".join(trial.recipes[0].passes)
+            words = f"as rewritten by {passes} refused, too: {verdict.refused.text}"
+            answers.update({recipe.node: words for recipe in trial.recipes})
             ops = verdict.ops or frozenset(node.op for node in trial.work.graph.nodes)
             if trial.work.rewrite_again({trial.node: ops}):
                 trial.then.append(ops)
                 again.append(trial)
         return again
 
-    def _pays(self, name: str, rewritten: gs.Graph) -> bool:
-        """Whether the rewritten node is not much dearer than it was, or cheap in any case."""
+    def _why_dear(self, name: str, rewritten: gs.Graph) -> str | None:
+        """Return why the rewritten node does not pay; None if it does."""
         usual = axis_ranges(self._question, rewritten.inputs)[0]
         shapes = infer(rewritten, opset=rewritten.opset, ranges=_joined([usual]))
         cost = sum(flops(rewritten, shapes, usual).values())
-        before = self._question.flops.get(name, 0)
-        return cost <= max(MOST_TIMES * before, SMALL_SHARE * sum(self._question.flops.values()))
+        before, whole = self._question.flops.get(name, 0), sum(self._question.flops.values())
+        if cost <= max(MOST_TIMES * before, SMALL_SHARE * whole):
+            return None
+        return (
+            f"it would take {cost:.2g} FLOPs in place of {before:.2g}, which is more than "
+            f"{MOST_TIMES} times as many and more than {SMALL_SHARE:.0%} of the model"
+        )
 
     # --- nodes in their stage --------------------------------------------------------------------
 

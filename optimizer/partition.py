@@ -93,13 +93,15 @@ class Plan:
         What was rewritten and is refused nevertheless goes off: nothing is tried twice.
         """
         new = {name: why for name, why in refused.items() if name not in self.recipes}
-        self.recipes.update(legalise(new, self.target))
+        answers = legalise(new, self.target)
+        self.recipes |= {name: a for name, a in answers.items() if isinstance(a, Legalised)}
         for name, why in refused.items():
             if name not in new:
                 passes = ", ".join(self.recipes.pop(name).recipe.passes)
                 self.off[name] = Refused(why.by, f"{why.text} (as rewritten by {passes})")
             elif name not in self.recipes:
-                self.off[name] = why
+                reason = answers.get(name)
+                self.off[name] = Refused(why.by, f"{why.text} ({reason})") if reason else why
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +127,9 @@ Blame = Callable[[Stage, BuildFailure, Target], Off]
 
 Build = Callable[[Sequence[tuple[Stage, Target]]], list[BuildResult]]
 
-Legalise = Callable[[Off, Target], Mapping[str, Legalised]]
-"""Says which of the nodes that a target refuses can be rewritten so that it takes them."""
+Legalise = Callable[[Off, Target], Mapping[str, Legalised | str]]
+"""Says of nodes that a target refuses how they are rewritten so that it takes them, or why a pass that
+knows them does not do so. Of the others it says nothing."""
 
 
 @dataclass(slots=True)
