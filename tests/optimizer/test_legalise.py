@@ -191,6 +191,12 @@ class Bench:
             lambda inputs: profile_shapes(self.question, inputs),
         )
 
+    def recipe(self, node: str) -> Recipe:
+        """Return how ``node`` is rewritten when it is refused."""
+        found = self.legalised(node)[node]
+        assert isinstance(found, Legalised), found
+        return found.recipe
+
     def part(self, node: str) -> bytes:
         """Return what a node is known by among those that are alike."""
         model = self.oracle.alone(export_model(self.question.graph), [node])[node]
@@ -226,9 +232,7 @@ def test_what_is_taken_as_rewritten_is_kept_with_who_refused_it(bench: MakeBench
 
 def test_what_is_refused_in_turn_is_rewritten_in_turn(bench: MakeBench) -> None:
     made = bench(ABS, SpellOutMax(), SpellOutAbs(), refused={"8.6": ["Abs", "Max"]})
-    found = made.legalised("abs")["abs"]
-    assert isinstance(found, Legalised)
-    recipe = found.recipe
+    recipe = made.recipe("abs")
     assert recipe.passes == ("spell-out-abs", "spell-out-max")
     assert recipe.then == (frozenset({"Max"}),)
     assert made.workers.asked == [["Neg", "Max"], ["Neg", "Greater", "Where"]]
