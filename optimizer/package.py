@@ -347,12 +347,6 @@ def check_file(folder: Path, manifest: Manifest, path: str) -> None:
         raise damaged_file(folder, path, "is not the file that was written (its sha256 differs)")
 
 
-def check_files(folder: Path, manifest: Manifest) -> None:
-    """Check every file of a package; raises as `check_file` does."""
-    for path in manifest.files:
-        check_file(folder, manifest, path)
-
-
 def sha256_of(file: Path) -> str:
     """Return the sha256 of a file, in hexadecimal."""
     with file.open("rb") as data:

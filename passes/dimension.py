@@ -241,18 +241,6 @@ def symbols(dim: Dim) -> frozenset[str]:
     return dim.symbols if isinstance(dim, Expression) else frozenset()
 
 
-def value_at(dim: Dim, values: Mapping[str, int]) -> int:
-    """Return the number that ``dim`` is once its symbols have ``values``.
-
-    Raises:
-        KeyError: If ``values`` lacks a symbol of ``dim``. The key is the name.
-    """
-    number = substitute(dim, values)
-    if isinstance(number, Expression):
-        raise KeyError(min(number.symbols))
-    return number
-
-
 def substitute(dim: Dim, by: Mapping[str, Dim]) -> Dim:
     """Return ``dim`` with each symbol that is a key of ``by`` replaced."""
     if not isinstance(dim, Expression) or by.keys().isdisjoint(dim.symbols):

@@ -8,9 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from optc.passes.dimension import Dim, Expression, Interval, interval, symbols, value_at
+from optc.passes.dimension import Dim, Expression, Interval, interval, substitute, symbols
 from optc.passes.shape import Shapes
 from optc.passes.shape_fact import Ratio
+
+
+def value_at(dim: Dim, values: Mapping[str, int]) -> int:
+    """Return the number that ``dim`` is once its symbols, all of them, have ``values``."""
+    number = substitute(dim, values)
+    assert isinstance(number, int), f"{number} still depends on a symbol"
+    return number
 
 
 class Witness:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from optc.optimizer.package import check_files, writing
+from optc.optimizer.package import check_file, writing
 from optc.specs.manifest import Manifest, ModelRecord, SpecRecord, Stage, Target, read_manifest
 
 
@@ -29,6 +29,12 @@ def write(folder: Path, version: str = "0.1.0") -> Manifest:
         writer.write("stages/00-onnxruntime.onnx", f"stage {version}")
         writer.write("report.json", "{}")
         return writer.commit(manifest(version))
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Check every file of a package against its manifest."""
+    for path in manifest.files:
+        check_file(folder, manifest, path)
 
 
 def read(folder: Path) -> str:

@@ -16,10 +16,10 @@ import onnx
 import onnxruntime
 import pytest
 from command import cli
+from text_package import check_files
 
 import optc
 from optc.optimizer.compile import compile_package, plan_package, verify_package
-from optc.optimizer.package import check_files
 from optc.optimizer.reference import ORT_ERRORS
 from optc.optimizer.summary import Outcome
 from optc.passes import registry
