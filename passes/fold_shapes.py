@@ -43,6 +43,7 @@ import onnx_graphsurgeon as gs
 from optc.passes.contract import Facts, Pass, Report
 from optc.passes.dimension import Dim
 from optc.passes.graph import is_constant, remove_dead
+from optc.passes.match import argument
 from optc.passes.movement import THE_END
 from optc.passes.shape import Shapes
 
@@ -170,17 +171,17 @@ def _slice_ends(
     node: gs.Node, shapes: Shapes, dims: Sequence[Dim], target: Sequence[Any]
 ) -> list[int] | None:
     axes: Sequence[Any] = range(len(target))
-    if len(node.inputs) > 3 and node.inputs[3].name:
-        known = shapes.constant(node.inputs[3].name)
+    if (given := argument(node, 3)) is not None:
+        known = shapes.constant(given.name)
         if known is None:
             return None
         axes = [int(axis) for axis in known]
     steps: Sequence[Any] = [1] * len(target)
-    if len(node.inputs) > 4 and node.inputs[4].name:
-        given = shapes.constant(node.inputs[4].name)
-        if given is None:
+    if (given := argument(node, 4)) is not None:
+        known = shapes.constant(given.name)
+        if known is None:
             return None
-        steps = [int(step) for step in given]
+        steps = [int(step) for step in known]
     end = 2**31 - 1 if shapes.dtype(node.inputs[2].name) == np.int32 else THE_END
     found = []
     for extent, axis, step in zip(target, axes, steps, strict=True):

@@ -38,6 +38,7 @@ from optc.passes.dimension import Dim, Expression, substitute
 from optc.passes.graph import all_nodes, detach, is_constant
 from optc.passes.inline_constant_if import connect
 from optc.passes.match import argument, is_number, made_by
+from optc.passes.movement import axes_of
 from optc.passes.replacement import Replacement
 
 ELEMENTWISE = frozenset({"Add", "And", "Div", "Max", "Min", "Mul", "Or", "Sub"})
@@ -152,11 +153,8 @@ def _takes_nothing(node: gs.Node, facts: Facts) -> bool:
             )
         case "Squeeze":
             made = facts.shapes.dims(node.outputs[0].name)
-            axes = argument(node, 1)
-            given = node.attrs.get("axes")
-            if given is None and isinstance(axes, gs.Constant):
-                given = axes.values.tolist()
-            return made is not None and given is not None and all(known[0][a] == 1 for a in given)
+            axes = axes_of(node, facts)
+            return made is not None and axes is not None and all(known[0][a] == 1 for a in axes)
         case "NonMaxSuppression":
             boxes, scores = known[:2]
             return boxes[0] == scores[0] and boxes[1] == scores[2] and boxes[2] == 4
