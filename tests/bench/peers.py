@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import tempfile
 import time
@@ -144,6 +145,8 @@ def optimise(tool: str, model: str, folder: str, repeat: int, before: Mapping[st
     """Let ``tool`` optimise the model; then run what came of it on the cases."""
     target = Path(folder, tool, "after.onnx")
     target.parent.mkdir()
+    model = str(Path(model).resolve())
+    os.chdir(folder)  # some tools leave files where they are called
     optimiser = ready(tool)
     child.forget_peak()
     base = child.status_mib("VmRSS")

@@ -253,7 +253,9 @@ def test_rewrites_that_lead_nowhere_end(bench: MakeBench) -> None:
 
 def test_a_rewrite_that_does_not_pay_is_not_even_asked_about(bench: MakeBench) -> None:
     made = bench(ABS, GoLongWay(), refused={"8.6": ["Abs"]})
-    assert str(made.legalised("abs")["abs"]).startswith("not rewritten: it would take 1.6e+04 FLOPs")
+    assert str(made.legalised("abs")["abs"]).startswith(
+        "not rewritten: it would take 1.6e+04 FLOPs"
+    )
     assert made.workers.asked == []
 
 
