@@ -21,6 +21,7 @@ from typer.models import ArgumentInfo
 
 from optc.optimizer import cli
 from optc.passes import registry
+from optc.passes.contract import Pass
 from optc.specs import manifest
 from optc.specs.codes import TOPICS
 from optc.specs.compile_spec import json_schema
@@ -285,20 +286,42 @@ alone, is under `passes` in the [manifest](manifest.md).
 LABEL = re.compile(r"^((?:Why it holds|Needs|Keeps|Skips|Left alone|Order)\b[^:]*:)", re.MULTILINE)
 
 
+LEGALISING_INTRO = """\
+
+## Passes that legalise
+
+They do not run with the others. Each is shown the nodes that a target refuses, and what it makes of them
+is kept where that target's parser and builder take it: see
+[Legalising](../explanation/legalising.md). `optc optimize --only PASS` runs one on all nodes it knows.
+"""
+
+
 def passes_page() -> str:
     """Return the page on the built-in passes, each with its docstring."""
-    found = [registry.load(name) for name in registry.ORDER]
-    rows = [
-        (f"[{each.name}](#{each.name})", each.group, each.exactness, _inline(each.summary()))
-        for each in found
-    ]
-    parts = [PASSES_INTRO, table(("pass", "group", "exactness", "what it does"), rows)]
-    for each in found:
+    optimising = [registry.load(name) for name in registry.ORDER]
+    legalising = [registry.load(name) for name in registry.LEGALISING]
+    parts = [PASSES_INTRO, _table_of(optimising), LEGALISING_INTRO, _table_of(legalising)]
+    for each in (*optimising, *legalising):
         doc = inspect.getdoc(inspect.getmodule(each)) or ""
         parts.append(f"\n## {each.name}\n")
         parts.append(f"Group: {each.group}. Exactness: {each.exactness}.\n")
         parts.append(_prose(doc))
+        if options := each.options():
+            rows = [
+                (f"`{name}`", option.type.__name__, f"`{option.default}`", _inline(option.help))
+                for name, option in options.items()
+            ]
+            parts.append("\nUnder `passes.options` in a spec:\n")
+            parts.append(table(("option", "type", "default", "meaning"), rows))
     return "\n".join(parts)
+
+
+def _table_of(passes: Iterable[type[Pass]]) -> str:
+    rows = [
+        (f"[{each.name}](#{each.name})", each.group, each.exactness, _inline(each.summary()))
+        for each in passes
+    ]
+    return table(("pass", "group", "exactness", "what it does"), rows)
 
 
 # --- errors --------------------------------------------------------------------------------------
