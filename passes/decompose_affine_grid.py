@@ -27,7 +27,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from optc.passes.contract import Facts, Pass, Report
-from optc.passes.replacement import Replacement
+from optc.passes.replacement import Declined, Replacement, replace_each
 
 
 class DecomposeAffineGrid(Pass):
@@ -39,31 +39,25 @@ class DecomposeAffineGrid(Pass):
 
     def run(self, graph: gs.Graph, facts: Facts) -> Report:
         """Spell out every AffineGrid of ``graph``."""
-        report = Report()
-        for node in facts.nodes("AffineGrid"):
-            new = Replacement(graph, facts, node)
-            made = _spelt_out(node, facts, new)
-            if isinstance(made, str):
-                report.skipped[node.name] = made
-            else:
-                new.finish(report, made)
-        return report
+        nodes = facts.nodes("AffineGrid")
+        return replace_each(nodes, facts, lambda node: Replacement(graph, facts, node), _spelt_out)
 
 
-def _spelt_out(node: gs.Node, facts: Facts, new: Replacement) -> gs.Tensor | str:
-    """Return what ``node`` makes, or why it stays."""
+def _spelt_out(new: Replacement) -> gs.Tensor:
+    """Write what the node makes."""
+    node, facts = new.node, new.facts
     theta, size = node.inputs
     value = facts.shapes.value(size.name)
     sizes = [] if value is None else list(value.reshape(-1))[2:]
     extents = [extent for extent in sizes if isinstance(extent, int)]
     if not extents or len(extents) != len(sizes):
-        return "the extents of its grid are not known"
+        raise Declined("the extents of its grid are not known")
     dtype = facts.shapes.dtype(theta.name)
     if dtype is None or dtype == np.float64:
-        return f"it computes in {'an unknown type' if dtype is None else dtype}"
+        raise Declined(f"it computes in {'an unknown type' if dtype is None else dtype}")
     aligned = bool(node.attrs.get("align_corners", 0))
     if aligned and 1 in extents:
-        return "it aligns the corners of an axis with one position"
+        raise Declined("it aligns the corners of an axis with one position")
     lines = [
         np.linspace(-1, 1, extent) if aligned else (2 * np.arange(extent) + 1) / extent - 1
         for extent in extents

@@ -28,7 +28,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from optc.passes.contract import Facts, Pass, Report
-from optc.passes.replacement import Replacement
+from optc.passes.replacement import Declined, Replacement, replace_each
 
 
 class DecomposeCol2im(Pass):
@@ -40,31 +40,25 @@ class DecomposeCol2im(Pass):
 
     def run(self, graph: gs.Graph, facts: Facts) -> Report:
         """Spell out every Col2Im of ``graph``."""
-        report = Report()
-        for node in facts.nodes("Col2Im"):
-            new = Replacement(graph, facts, node)
-            made = _spelt_out(node, facts, new)
-            if isinstance(made, str):
-                report.skipped[node.name] = made
-            else:
-                new.finish(report, made)
-        return report
+        nodes = facts.nodes("Col2Im")
+        return replace_each(nodes, facts, lambda node: Replacement(graph, facts, node), _spelt_out)
 
 
-def _spelt_out(node: gs.Node, facts: Facts, new: Replacement) -> gs.Tensor | str:
-    """Return what ``node`` makes, or why it stays."""
+def _spelt_out(new: Replacement) -> gs.Tensor:
+    """Write what the node makes."""
+    node, facts = new.node, new.facts
     x, image_shape, block_shape = node.inputs
     if not isinstance(image_shape, gs.Constant) or not isinstance(block_shape, gs.Constant):
-        return "the shape of its image or its blocks is no constant"
+        raise Declined("the shape of its image or its blocks is no constant")
     image, block = (np.asarray(t.values).reshape(-1) for t in (image_shape, block_shape))
     dims, dtype = facts.shapes.dims(x.name), facts.shapes.dtype(x.name)
     if dims is None or len(dims) != 3 or not isinstance(dims[1], int):
-        return "its channels are not known"
+        raise Declined("its channels are not known")
     if dtype is None or dtype.name not in ("float32", "float16"):
-        return f"it adds {dtype}"
+        raise Declined(f"it adds {dtype}")
     rank = len(image)
     if rank > 3:
-        return f"its image has {rank} axes"
+        raise Declined(f"its image has {rank} axes")
     strides = np.array(node.attrs.get("strides") or [1] * rank)
     dilations = np.array(node.attrs.get("dilations") or [1] * rank)
     pads = np.array(node.attrs.get("pads") or [0] * 2 * rank).reshape(2, rank)

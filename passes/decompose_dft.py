@@ -37,7 +37,7 @@ import onnx_graphsurgeon as gs
 from optc.passes.contract import Facts, Pass, Report
 from optc.passes.graph import Array
 from optc.passes.match import argument
-from optc.passes.replacement import Replacement
+from optc.passes.replacement import Declined, Replacement, replace_each
 
 LARGEST_BYTES = 16 * 1024 * 1024
 """A larger matrix makes the transform slower than moving the data to the fallback."""
@@ -52,44 +52,40 @@ class DecomposeDft(Pass):
 
     def run(self, graph: gs.Graph, facts: Facts) -> Report:
         """Spell out every DFT of ``graph`` that pays."""
-        report = Report()
-        for node in facts.nodes("DFT"):
-            new = Replacement(graph, facts, node)
-            made = _spelt_out(node, facts, new)
-            if isinstance(made, str):
-                report.skipped[node.name] = made
-            else:
-                new.finish(report, made)
-        return report
+        nodes = facts.nodes("DFT")
+        return replace_each(nodes, facts, lambda node: Replacement(graph, facts, node), _spelt_out)
 
 
-def _spelt_out(node: gs.Node, facts: Facts, new: Replacement) -> gs.Tensor | str:
-    """Return what ``node`` makes, or why it stays."""
+def _spelt_out(new: Replacement) -> gs.Tensor:
+    """Write what the node makes."""
+    node, facts = new.node, new.facts
     x = node.inputs[0]
     dims, dtype = facts.shapes.dims(x.name), facts.shapes.dtype(x.name)
     if dims is None or dtype is None:
-        return "the shape or type of its signal is not known"
+        raise Declined("the shape or type of its signal is not known")
     if dtype == np.float64:
-        return "it computes in float64"
+        raise Declined("it computes in float64")
     axis = _number(argument(node, 2), node.attrs.get("axis", 1 if facts.opset < 20 else -2))
     if axis is None:
-        return "its axis is no constant"
+        raise Declined("its axis is no constant")
     rank = len(dims)
     axis += rank if axis < 0 else 0
     length, parts = dims[axis], dims[-1]
     inverse, onesided = bool(node.attrs.get("inverse", 0)), bool(node.attrs.get("onesided", 0))
     if not isinstance(length, int) or not isinstance(parts, int):
-        return "the length of its signal is not static"
+        raise Declined("the length of its signal is not static")
     if onesided and parts != (2 if inverse else 1):
-        return "it is onesided, of numbers for which the standard does not define that"
+        raise Declined("it is onesided, of numbers for which the standard does not define that")
     count = _number(argument(node, 1), 2 * (length - 1) if inverse and onesided else length)
     if count is None:
-        return "its dft_length is no constant"
+        raise Declined("its dft_length is no constant")
     bins = count if inverse or not onesided else count // 2 + 1
     made_parts = 1 if inverse and onesided else 2
     size = length * parts * bins * made_parts * dtype.itemsize
     if size > LARGEST_BYTES:
-        return f"its matrix takes {size >> 20} MiB, which is slower than a fast transform elsewhere"
+        raise Declined(
+            f"its matrix takes {size >> 20} MiB, which is slower than a fast transform elsewhere"
+        )
     matrix = _matrix(length, parts, count, inverse=inverse, onesided=onesided)
     order = list(range(rank))
     order[axis], order[rank - 2] = order[rank - 2], order[axis]

@@ -29,7 +29,7 @@ import onnx_graphsurgeon as gs
 
 from optc.passes.contract import Facts, Pass, Report
 from optc.passes.graph import Array
-from optc.passes.replacement import Declined, Replacement
+from optc.passes.replacement import Declined, Replacement, Results, replace_each
 
 
 class DequantiseLstm(Pass):
@@ -41,20 +41,16 @@ class DequantiseLstm(Pass):
 
     def run(self, graph: gs.Graph, facts: Facts) -> Report:
         """Rewrite the refused nodes in ``graph``."""
-        report = Report()
-        for node in facts.nodes("DynamicQuantizeLSTM", domain="com.microsoft"):
-            new = Replacement(graph, facts, node)
-            try:
-                weights = [_dequantised(new, *places) for places in ((1, 8), (2, 10))]
-            except Declined as reason:
-                report.skipped[node.name] = str(reason)
-                continue
-            rest = [new.input(index) for index in range(3, 8)]
-            made = new.add_with(
-                len(node.outputs), "LSTM", node.inputs[0], *weights, *rest, **node.attrs
-            )
-            new.finish(report, dict(enumerate(made)))
-        return report
+        nodes = facts.nodes("DynamicQuantizeLSTM", domain="com.microsoft")
+        return replace_each(nodes, facts, lambda node: Replacement(graph, facts, node), _written)
+
+
+def _written(new: Replacement) -> Results:
+    node = new.node
+    weights = [_dequantised(new, *places) for places in ((1, 8), (2, 10))]
+    rest = [new.input(index) for index in range(3, 8)]
+    made = new.add_with(len(node.outputs), "LSTM", node.inputs[0], *weights, *rest, **node.attrs)
+    return dict(enumerate(made))
 
 
 def _dequantised(new: Replacement, index: int, scale_index: int) -> Array:

@@ -43,7 +43,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from optc.passes.contract import Facts, Pass, Report
-from optc.passes.replacement import Declined, Replacement
+from optc.passes.replacement import Declined, Replacement, replace_each
 
 OPSET = 13
 MASKED = -10000.0
@@ -59,19 +59,12 @@ class ExpandAttention(Pass):
 
     def run(self, graph: gs.Graph, facts: Facts) -> Report:
         """Spell the refused operators in ``graph`` out."""
-        report = Report()
         nodes = facts.nodes("Attention", "MultiHeadAttention", domain="com.microsoft")
-        _ = nodes and facts.shapes  # inferred before anything changes
-        for node in nodes:
-            new = _Attention(graph, facts, node)
-            try:
-                result = _from_input(new) if node.op == "Attention" else _from_projections(new)
-            except Declined as reason:
-                new.discard()
-                report.skipped[node.name] = str(reason)
-                continue
-            new.finish(report, result)
-        return report
+        return replace_each(nodes, facts, lambda node: _Attention(graph, facts, node), _written)
+
+
+def _written(new: _Attention) -> gs.Tensor:
+    return _from_input(new) if new.node.op == "Attention" else _from_projections(new)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from optc.passes.contract import Facts, Pass, Report
-from optc.passes.replacement import Declined, Replacement
+from optc.passes.replacement import Declined, Replacement, Results, replace_each
 
 OPSET = 13
 LAYER_NORMALIZATION = 17
@@ -56,23 +56,14 @@ class ExpandFusedOperators(Pass):
 
     def run(self, graph: gs.Graph, facts: Facts) -> Report:
         """Spell the refused operators in ``graph`` out."""
-        report = Report()
         nodes = facts.nodes(*_RULES, domain="com.microsoft")
-        _ = nodes and facts.shapes  # inferred before anything changes
-        for node in nodes:
-            new = _Fused(graph, facts, node)
-            try:
-                results = _RULES[node.op](new)
-                new.require_opset(OPSET)
-            except Declined as reason:
-                new.discard()
-                report.skipped[node.name] = str(reason)
-                continue
-            new.finish(report, results)
-        return report
+        return replace_each(nodes, facts, lambda node: _Fused(graph, facts, node), _written)
 
 
-Results = dict[int, gs.Tensor]
+def _written(new: _Fused) -> Results:
+    results = _RULES[new.node.op](new)
+    new.require_opset(OPSET)
+    return results
 
 
 @dataclass(slots=True)

@@ -41,7 +41,7 @@ import onnx_graphsurgeon as gs
 
 from optc.passes.contract import Facts, Pass, Report
 from optc.passes.graph import Array
-from optc.passes.replacement import Declined, Operand, Replacement
+from optc.passes.replacement import Declined, Operand, Replacement, Results, replace_each
 
 OPSET = 13
 """Scales along an axis."""
@@ -56,21 +56,15 @@ class ExpandQuantisedOperators(Pass):
 
     def run(self, graph: gs.Graph, facts: Facts) -> Report:
         """Spell the refused operators in ``graph`` out."""
-        report = Report()
         nodes = facts.nodes("QLinearConv", "QLinearMatMul")
         nodes += facts.nodes(*_RULES, domain="com.microsoft")
-        _ = nodes and facts.shapes  # inferred before anything changes
-        for node in nodes:
-            new = _Quantised(graph, facts, node)
-            try:
-                result = _RULES[node.op](new)
-                new.require_opset(OPSET)
-            except Declined as reason:
-                new.discard()
-                report.skipped[node.name] = str(reason)
-                continue
-            new.finish(report, result)
-        return report
+        return replace_each(nodes, facts, lambda node: _Quantised(graph, facts, node), _written)
+
+
+def _written(new: _Quantised) -> Results:
+    result = _RULES[new.node.op](new)
+    new.require_opset(OPSET)
+    return result
 
 
 @dataclass(slots=True)

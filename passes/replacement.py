@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -17,6 +17,12 @@ from optc.passes.movement import reads_axes
 
 Operand: TypeAlias = gs.Tensor | Array | np.generic | None
 """An input of a new node: a tensor, the value of a new constant, or None where it is left out."""
+
+
+R = TypeVar("R", bound="Replacement")
+
+Results: TypeAlias = Mapping[int, gs.Tensor] | gs.Tensor
+"""What the outputs of a node now are, by their index; one tensor for the first."""
 
 
 class Declined(Exception):
@@ -110,7 +116,7 @@ class Replacement:
         """Return what was written as a body, for a node of another replacement of the same node."""
         return gs.Graph(self._new, list(inputs), list(outputs), name=f"{self.node.name}_body")
 
-    def finish(self, report: Report, results: Mapping[int, gs.Tensor] | gs.Tensor) -> None:
+    def finish(self, report: Report, results: Results) -> None:
         """Put what was written in the place of the node, and say so in ``report``.
 
         Args:
@@ -135,3 +141,31 @@ class Replacement:
         inner = (each for node in self._new for body in bodies_of(node) for each in all_nodes(body))
         for node in (*self._new, *inner):
             report.merged[node.name] = names_of(*self.others, self.node)
+
+
+def replace_each(
+    nodes: Sequence[gs.Node],
+    facts: Facts,
+    begin: Callable[[gs.Node], R],
+    write: Callable[[R], Results],
+) -> Report:
+    """Put what ``write`` writes in the place of each of ``nodes``.
+
+    Args:
+        nodes: Of the graph at hand.
+        facts: Of the pass.
+        begin: Returns the replacement of a node, in which nothing is written yet.
+        write: Writes it. Where it raises `Declined` nothing is left of it, and the report says why.
+    """
+    report = Report()
+    _ = nodes and facts.shapes  # inferred before anything changes
+    for node in nodes:
+        new = begin(node)
+        try:
+            results = write(new)
+        except Declined as reason:
+            new.discard()
+            report.skipped[node.name] = str(reason)
+            continue
+        new.finish(report, results)
+    return report

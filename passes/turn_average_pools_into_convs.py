@@ -34,7 +34,7 @@ import onnx_graphsurgeon as gs
 from optc.passes.contract import Facts, Pass, Report
 from optc.passes.dimension import Dim
 from optc.passes.graph import Array
-from optc.passes.replacement import Declined, Replacement
+from optc.passes.replacement import Declined, Replacement, replace_each
 
 
 class TurnAveragePoolsIntoConvs(Pass):
@@ -46,19 +46,12 @@ class TurnAveragePoolsIntoConvs(Pass):
 
     def run(self, graph: gs.Graph, facts: Facts) -> Report:
         """Turn every AveragePool of ``graph`` that has dilations."""
-        report = Report()
-        for node in facts.nodes("AveragePool"):
-            if all(dilation == 1 for dilation in node.attrs.get("dilations") or ()):
-                continue
-            new = Replacement(graph, facts, node)
-            try:
-                result = _convolved(new)
-            except Declined as reason:
-                new.discard()
-                report.skipped[node.name] = str(reason)
-                continue
-            new.finish(report, result)
-        return report
+        nodes = [
+            node
+            for node in facts.nodes("AveragePool")
+            if any(dilation != 1 for dilation in node.attrs.get("dilations") or ())
+        ]
+        return replace_each(nodes, facts, lambda node: Replacement(graph, facts, node), _convolved)
 
 
 def _convolved(new: Replacement) -> gs.Variable:

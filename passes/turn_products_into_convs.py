@@ -42,7 +42,7 @@ import onnx_graphsurgeon as gs
 from optc.passes.contract import Facts, Pass, Report
 from optc.passes.graph import Array
 from optc.passes.match import argument, made_by
-from optc.passes.replacement import Declined, Replacement
+from optc.passes.replacement import Declined, Replacement, replace_each
 
 FLOATS = ("float16", "float32")
 """Types a Conv of TensorRT computes in, and numpy too."""
@@ -57,19 +57,13 @@ class TurnProductsIntoConvs(Pass):
 
     def run(self, graph: gs.Graph, facts: Facts) -> Report:
         """Rewrite the refused products in ``graph``."""
-        report = Report()
         nodes = facts.nodes("Gemm", "MatMul")
-        _ = nodes and facts.shapes  # inferred before anything changes
-        for node in nodes:
-            new = Replacement(graph, facts, node)
-            try:
-                result = _gemm(node, facts, new) if node.op == "Gemm" else _matmul(node, facts, new)
-            except Declined as reason:
-                new.discard()
-                report.skipped[node.name] = str(reason)
-                continue
-            new.finish(report, result)
-        return report
+        return replace_each(nodes, facts, lambda node: Replacement(graph, facts, node), _written)
+
+
+def _written(new: Replacement) -> gs.Tensor:
+    write = _gemm if new.node.op == "Gemm" else _matmul
+    return write(new.node, new.facts, new)
 
 
 @dataclass(frozen=True, slots=True)
