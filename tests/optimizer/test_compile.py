@@ -290,6 +290,7 @@ def test_a_dump_after_every_pass_can_be_loaded(tmp_path: Path) -> None:
     done = cli("compile", spec, "-o", tmp_path / "out", "--dump-after", "all")
     assert done.returncode == 0, done.stderr
     dumps = sorted((tmp_path / "out.dump").glob("*.onnx"))
+    assert dumps
     for dump in dumps:
         onnx.checker.check_model(dump)
     unknown = cli("compile", spec, "-o", tmp_path / "out", "--dump-after", "fold-constant")
