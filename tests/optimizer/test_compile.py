@@ -286,7 +286,7 @@ def test_a_tolerance_that_lets_anything_pass_is_refused(tmp_path: Path, toleranc
 
 
 def test_a_dump_after_every_pass_can_be_loaded(tmp_path: Path) -> None:
-    spec = spec_of(tmp_path, CUT.replace("Relu", "Identity"))
+    spec = spec_of(tmp_path, CHAIN.replace("Relu", "Identity"))
     done = cli("compile", spec, "-o", tmp_path / "out", "--dump-after", "all")
     assert done.returncode == 0, done.stderr
     dumps = sorted((tmp_path / "out.dump").glob("*.onnx"))
