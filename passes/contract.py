@@ -32,11 +32,12 @@ from optc.passes.opset import raise_opset
 if TYPE_CHECKING:
     from optc.passes.dimension import Dim
     from optc.passes.graph import Array
+    from optc.passes.precision import Lowering
     from optc.passes.shape import Shapes
 
-Group = Literal["clean", "fold", "fuse", "legalise"]
+Group = Literal["clean", "fold", "fuse", "legalise", "lower"]
 """What a pass is for. Those that legalise run on the nodes that a target refuses or, where they are
-named by ``--only``, on all that they know."""
+named by ``--only``, on all that they know. Those that lower precision run where a spec asks for it."""
 
 
 @dataclass(slots=True)
@@ -90,6 +91,7 @@ class Facts:
         conditional: Whether the graph is in a branch of an If. It may be the branch that is never
             taken with the extents at hand, where sizes need not fit together.
         refused: Names of the nodes that a target refuses, for passes that legalise; None for others.
+        lowering: What nodes are to compute in, for passes that lower precision; None for others.
     """
 
     def __init__(
@@ -101,10 +103,12 @@ class Facts:
         fresh: Callable[[str], str],
         *,
         refused: frozenset[str] | None = None,
+        lowering: Lowering | None = None,
     ) -> None:
         self.conditional = part.conditional
         self.kept = kept
         self.refused = refused
+        self.lowering = lowering
         self._part = part
         self._model = model
         self._shapes = shapes

@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 
 from optc.passes.contract import Facts, Origins, Part, Pass, Report
 from optc.passes.graph import Names, all_nodes, bodies_of, reads, remove_dead, sorted_nodes
+from optc.passes.precision import Lowering
 from optc.passes.shape import Inference, Shapes
 
 MAX_ROUNDS = 30
@@ -104,6 +105,7 @@ def optimise(
     after: AfterStep | None = None,
     stop_after: int | None = None,
     refused: frozenset[str] | None = None,
+    lowering: Lowering | None = None,
 ) -> PipelineReport:
     """Run ``passes`` on ``graph``, in place, until none has anything left to do.
 
@@ -116,11 +118,12 @@ def optimise(
         stop_after: The most steps, that is runs of a pass that change something: to find by hand
             the one that does harm.
         refused: Names of the nodes that a target refuses: what passes that legalise rewrite.
+        lowering: What nodes are to compute in: what passes that lower precision follow.
 
     Raises:
         PassError: If a pass leaves the graph broken; it names the pass and what is wrong.
     """
-    run = _Run(graph, passes, frozenset(points), ranges, after, stop_after, refused)
+    run = _Run(graph, passes, frozenset(points), ranges, after, stop_after, refused, lowering)
     return run.to_fixpoint()
 
 
@@ -134,6 +137,7 @@ class _Run:
         after: AfterStep | None,
         stop_after: int | None,
         refused: frozenset[str] | None,
+        lowering: Lowering | None,
     ) -> None:
         self.graph = graph
         self.passes = passes
@@ -141,6 +145,7 @@ class _Run:
         self.after = after
         self.stop_after = math.inf if stop_after is None else stop_after
         self.refused = refused
+        self.lowering = lowering
         self.version = 0  # counts changes; what was computed from an older graph is stale
         self.records = {p.name: PassRecord(p.name) for p in passes}
         self.origins: dict[str, tuple[str, ...]] = {n.name: (n.name,) for n in all_nodes(graph)}
@@ -197,7 +202,13 @@ class _Run:
         removed: dict[str, str] = {}
         for part in self.parts:
             facts = Facts(
-                part, self.graph, self.kept, self.shapes, self.fresh_name, refused=self.refused
+                part,
+                self.graph,
+                self.kept,
+                self.shapes,
+                self.fresh_name,
+                refused=self.refused,
+                lowering=self.lowering,
             )
             try:
                 report = pass_.run(part.graph, facts)

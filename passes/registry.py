@@ -109,17 +109,21 @@ LEGALISING: tuple[str, ...] = (
 """Built-in passes that rewrite what a target refuses into what it takes. They run on those nodes only,
 and what they make is kept where the target takes it."""
 
+LOWERING: tuple[str, ...] = ()
+"""Built-in passes that lower precision, in running order. They run once, on a stage that is to be
+built, and do what they are told (`optc.passes.precision`)."""
+
 
 def _plugins() -> dict[str, EntryPoint]:
     found = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
-    for name in found.keys() & {*ORDER, *LEGALISING}:
+    for name in found.keys() & {*ORDER, *LEGALISING, *LOWERING}:
         raise _bad_plugin(found[name], "bears the name of a pass that is built in")
     return found
 
 
 def names() -> tuple[str, ...]:
     """Return the names of all passes, built-in ones first, in running order."""
-    built_in = (*ORDER, *LEGALISING)
+    built_in = (*ORDER, *LEGALISING, *LOWERING)
     return (*built_in, *(name for name in _plugins() if name not in built_in))
 
 
@@ -130,7 +134,7 @@ def load(name: str) -> type[Pass]:
         KeyError: If there is none.
         EnvironmentFault: If a plugin's entry point cannot be used (code ``bad-plugin``).
     """
-    if name in ORDER or name in LEGALISING:
+    if name in ORDER or name in LEGALISING or name in LOWERING:
         module = import_module(f"optc.passes.{name.replace('-', '_')}")
         found: type[Pass] = getattr(module, "".join(map(str.capitalize, name.split("-"))))
         return found
@@ -197,10 +201,10 @@ def passes(
         only: Names of the passes to return, also of those that legalise; all where it is empty.
         options: Name of a pass -> its options.
     """
-    left_out = {*disable, *(() if only else LEGALISING)}
+    left_out = {*disable, *LOWERING, *(() if only else LEGALISING)}
     wanted = [name for name in names() if name not in left_out and (not only or name in only)]
     found = [load(name)(**options.get(name, {})) for name in wanted]
-    return [pass_ for pass_ in found if only or pass_.group != "legalise"]
+    return [pass_ for pass_ in found if only or pass_.group not in ("legalise", "lower")]
 
 
 def legalisers(disable: Iterable[str] = (), options: Options = MappingProxyType({})) -> list[Pass]:
@@ -210,6 +214,15 @@ def legalisers(disable: Iterable[str] = (), options: Options = MappingProxyType(
         disable: Names of passes to leave out.
         options: Name of a pass -> its options.
     """
-    left_out = {*disable, *ORDER}
+    left_out = {*disable, *ORDER, *LOWERING}
     found = [load(name)(**options.get(name, {})) for name in names() if name not in left_out]
     return [pass_ for pass_ in found if pass_.group == "legalise"]
+
+
+def lowerers(options: Options = MappingProxyType({})) -> list[Pass]:
+    """Return the passes that lower precision, in running order.
+
+    Args:
+        options: Name of a pass -> its options.
+    """
+    return [load(name)(**options.get(name, {})) for name in LOWERING]

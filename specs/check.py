@@ -151,10 +151,6 @@ def _not_yet(source: Source, reading: Reading) -> list[Diagnostic]:
         place = _place(source, reading, *keys)
         found.append(Diagnostic("not-in-this-version", problem, todo, place))
 
-    if (name := spec.precision.default) not in ("fp32", "tf32"):
-        problem = f"this version of optc does not lower precision to {name} yet"
-        key = ("default",) if find(reading.root, "precision", "default") else ()
-        add(problem, "write `fp32` or `tf32`", "precision", *key)
     if spec.precision.default == "tf32" and spec.precision.keep_fp32:
         problem = "TensorRT switches TF32 for a whole engine: single nodes cannot be kept in fp32"
         add(problem, "leave `keep_fp32` out, or write `fp32`", "precision", "keep_fp32")

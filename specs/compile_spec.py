@@ -373,16 +373,160 @@ class Selector(Part):
 Selectors = Annotated[tuple[Selector, ...], Field(strict=False)]
 
 
+LayerPrecision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+
+
+class Layer(Selector):
+    """Nodes of the original model, and what they are to compute in."""
+
+    expected = "a mapping with `op` or `node`, and `precision`"
+
+    precision: LayerPrecision = Field(
+        description="What the nodes compute in, whatever the search for exactness finds."
+    )
+
+
+def _listed(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+Patterns = Annotated[
+    tuple[Name, ...],
+    Field(strict=False, min_length=1),
+    BeforeValidator(_listed),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
+            ]
+        }
+    ),
+]
+"""Names of files with `*`, `?`, `[ab]` and `**`, one or a list."""
+
+Numbers = Annotated[tuple[Real, ...], Field(strict=False, min_length=1, max_length=4)]
+
+
+class Images(Part):
+    """How an image file becomes the values of an input."""
+
+    input: Name | None = Field(
+        default=None, description="The input that takes the image; needed where there are several."
+    )
+    size: Annotated[tuple[int, int], Field(strict=False)] | None = Field(
+        default=None,
+        description="Height and width that the image is brought to. Without it those that the "
+        "model has, or the opt extents of the first profile.",
+    )
+    resize: Literal["stretch", "letterbox", "crop"] = Field(
+        default="stretch",
+        description="How: `stretch` changes the aspect; `letterbox` keeps it and fills the rest; "
+        "`crop` keeps it and cuts off what is too much, equally on both sides.",
+    )
+    fill: int = Field(default=114, ge=0, le=255, description="What `letterbox` fills with.")
+    color: Literal["rgb", "bgr", "gray"] = Field(
+        default="rgb", description="Order of the channels."
+    )
+    layout: Literal["nchw", "nhwc"] = Field(default="nchw", description="Order of the axes.")
+    scale: Real = Field(
+        default=1 / 255, description="What each value, 0 to 255, is multiplied by first."
+    )
+    mean: Numbers = Field(
+        default=(0.0,), description="Subtracted after scaling: one number, or one a channel."
+    )
+    std: Numbers = Field(
+        default=(1.0,), description="Divided by after that: one number, or one a channel."
+    )
+
+    @field_validator("std")
+    @classmethod
+    def _is_not_zero(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if 0.0 in value:
+            raise _fault("out-of-range", "`std` is divided by and cannot be 0", "write 1.0")
+        return value
+
+    @field_validator("size")
+    @classmethod
+    def _has_an_extent(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and min(value) < 1:
+            raise _fault("out-of-range", f"an image cannot have the size {list(value)}")
+        return value
+
+
+class Calibration(Part):
+    """What the ranges of quantised values are taken from."""
+
+    data: Patterns = Field(
+        description="Files of typical input, relative to the folder of the spec: `.npz`, one array "
+        "an input, or images, with `images`. None of them may be used to verify with, too."
+    )
+    images: Images | None = Field(
+        default=None, description="How images become input; needed where `data` names images."
+    )
+    method: Literal["minmax", "percentile", "entropy", "mse"] = Field(
+        default="entropy",
+        description="How the range of a tensor follows from its values: the largest magnitude; the "
+        "one that `percentile` of them stay below; the one that keeps their distribution best "
+        "(least Kullback-Leibler divergence); the one of the least mean squared error.",
+    )
+    percentile: Real = Field(
+        default=99.99, gt=50, le=100, description="For `percentile`: in per cent."
+    )
+    cache: Name | None = Field(
+        default=None,
+        description="File for the ranges, relative to the folder of the spec, to be checked in "
+        "beside it. Without it they are kept in the cache folder of the user.",
+    )
+
+
+class SearchLimits(Part):
+    """How long the search for the nodes that need more precision may take."""
+
+    max_runs: int = Field(
+        default=200, ge=1, le=1_000_000, description="Most runs of the model, each on all samples."
+    )
+    max_seconds: Real = Field(
+        default=600, gt=0, description="Most wall time; what was found by then is used."
+    )
+    max_samples: int = Field(
+        default=8,
+        ge=1,
+        le=1_000_000,
+        description="Most inputs that are searched on, taken evenly from the data of `verify`.",
+    )
+    margin: Real = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="Share of the tolerance that may be used up: the GPU adds in another order.",
+    )
+
+
 class Precision(Part):
     """What the engines compute in."""
 
     expected = "a precision, or a mapping with `default` and `keep_fp32`"
 
     default: PrecisionName = Field(
-        default="fp32", description="Precision of all nodes that `keep_fp32` does not name."
+        default="fp32",
+        description="Lowest precision. Nodes that would cost more exactness than `verify` allows "
+        "are kept in a higher one; with int8 and fp8 what is not quantised computes in fp16.",
     )
     keep_fp32: Selectors = Field(
         default=(), description="Nodes that stay in fp32, named as in the original model."
+    )
+    layers: Annotated[tuple[Layer, ...], Field(strict=False)] = Field(
+        default=(),
+        description="Nodes whose precision is set by hand, named as in the original model; of "
+        "several that name a node the last counts.",
+    )
+    calibration: Calibration | None = Field(
+        default=None, description="Data for the ranges of quantised values: for int8 and fp8."
+    )
+    search: SearchLimits = Field(
+        default_factory=SearchLimits,
+        description="How long the search for the nodes that need more precision may take.",
     )
 
     @model_validator(mode="before")
@@ -431,39 +575,124 @@ class Fallback(Part):
     )
 
 
-def _listed(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
+class TopK(Part):
+    """How often the best entries of an output must be the same."""
+
+    k: int = Field(default=1, ge=1, description="How many of the largest are compared, as a set.")
+    axis: int = Field(default=-1, description="Along which axis.")
+    agreement: Real = Field(
+        default=0.99, ge=0, le=1, description="Least share of positions where they are the same."
+    )
 
 
-class Verify(Part):
-    """How exactly the package must compute what the original model does."""
+class Exactness(Part):
+    """How near an output must be to what the original model gives. All that is said must hold."""
 
-    data: (
-        Annotated[
-            tuple[Name, ...],
-            Field(strict=False, min_length=1),
-            BeforeValidator(_listed),
-            WithJsonSchema(
-                {
-                    "anyOf": [
-                        {"type": "string", "minLength": 1},
-                        {
-                            "type": "array",
-                            "items": {"type": "string", "minLength": 1},
-                            "minItems": 1,
-                        },
-                    ]
-                }
-            ),
-        ]
-        | None
-    ) = Field(
+    atol: Real | None = Field(default=None, ge=0, description="Absolute tolerance.")
+    rtol: Real | None = Field(
+        default=None, ge=0, description="Tolerance relative to the original value."
+    )
+    of_scale: Real | None = Field(
+        default=None,
+        ge=0,
+        description="Tolerance relative to the largest magnitude of the original's output.",
+    )
+    sqnr_db: Real | None = Field(
+        default=None,
+        description="Least ratio of signal to quantisation noise over an output, in decibels.",
+    )
+    cosine: Real | None = Field(
+        default=None, ge=-1, le=1, description="Least cosine similarity over an output."
+    )
+    agreement: Real | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Least share of equal elements, for integers and booleans.",
+    )
+    top_k: TopK | None = Field(
+        default=None, description="How often the best entries must be the same: for class scores."
+    )
+
+
+class Detections(Part):
+    """Outputs that together are boxes: compared as sets, matched by overlap and class."""
+
+    boxes: Name = Field(
+        description="Output with the corners of the boxes, four along the last axis."
+    )
+    scores: Name = Field(description="Output with the score of each box.")
+    labels: Name | None = Field(default=None, description="Output with the class of each box.")
+    format: Literal["corners", "center"] = Field(
+        default="corners",
+        description="`corners`: x1, y1, x2, y2 (or y before x); `center`: x, y, width, height.",
+    )
+    iou: Real = Field(
+        default=0.5, gt=0, le=1, description="Least overlap (intersection over union) of a match."
+    )
+    high: Real | None = Field(
+        default=None, ge=0, le=1, description="Least share matched of boxes with scores above 0.5."
+    )
+    middle: Real | None = Field(
+        default=None, ge=0, le=1, description="Of those with scores from 0.2 to 0.5."
+    )
+    low: Real | None = Field(
+        default=None, ge=0, le=1, description="Of those with scores below 0.2."
+    )
+
+
+class Demands(Exactness):
+    """What is asked of the outputs on some inputs."""
+
+    outputs: dict[Name, Exactness] = Field(
+        default_factory=dict,
+        description="Name of an output -> what is asked of it in place of what is asked of all.",
+    )
+    detections: Annotated[tuple[Detections, ...], Field(strict=False)] = Field(
+        default=(),
+        description="Outputs that together are boxes with scores. Without it they are recognised "
+        "by their shapes.",
+    )
+
+
+class Group(Demands):
+    """Inputs that are verified and reported on their own, such as the hard cases."""
+
+    expected = "a pattern, a list of patterns, or a mapping with `data`"
+
+    data: Patterns = Field(
+        description="Input files (`.npz`, one array an input), relative to the folder of the spec."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_patterns(cls, value: object) -> object:
+        return {"data": value} if isinstance(value, str | list | tuple) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Add the short form."""
+        return _or({"type": ["string", "array"]}, schema, handler)
+
+
+class Verify(Demands):
+    """How exactly the package must compute what the original model does.
+
+    Where nothing is asked of an output, the defaults of `precision.default` hold.
+    """
+
+    data: Patterns | None = Field(
         default=None,
         description="Input files to verify with (`.npz`, one array an input), a pattern or a list "
         "of patterns, relative to the folder of the spec. Made-up input is used besides.",
     )
-    atol: Real = Field(default=1e-4, ge=0, description="Absolute tolerance.")
-    rtol: Real = Field(default=1e-4, ge=0, description="Tolerance relative to the original value.")
+    groups: dict[Name, Group] = Field(
+        default_factory=dict,
+        description="Name of a group of inputs -> its files, and what is asked of the outputs on "
+        "them in place of what is asked of all.",
+    )
 
 
 class Gate(Part):
@@ -514,8 +743,7 @@ class CompileSpec(Part):
     )
     precision: Precision = Field(
         default_factory=Precision,
-        description="What the engines compute in: a name, or a mapping. fp16, bf16, int8 and fp8 "
-        "are not in this version of optc.",
+        description="What the engines compute in: a name, or a mapping.",
     )
     passes: Passes = Field(default_factory=Passes, description="Which graph passes run.")
     partition: Partition = Field(
