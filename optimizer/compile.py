@@ -28,9 +28,12 @@ from optc.optimizer.doctor import environment
 from optc.optimizer.engine import EngineBuilder
 from optc.optimizer.gate import check_gate
 from optc.optimizer.legalise import Legaliser
+from optc.optimizer.lower import Lowerer
 from optc.optimizer.oracle import Oracle
 from optc.optimizer.package import PackageWriter, WeightStore, sha256_of, writing
-from optc.optimizer.partition import decide
+from optc.optimizer.partition import Off, begin, settle
+from optc.optimizer.precision import is_lowered
+from optc.optimizer.precision_choice import Chooser
 from optc.optimizer.prepare import Prepared, prepare
 from optc.optimizer.progress import Progress, Silent
 from optc.optimizer.record import Decided, manifest_of, path_of_stage, report_of, write_models
@@ -261,35 +264,55 @@ def _decided(
     *,
     build: bool = True,
 ) -> tuple[Decided, EngineBuilder]:
-    """Ask the parser what it refuses, then split, build and blame until every engine builds."""
-    spec = prepared.checked.spec
+    """Ask the parser what it refuses, choose precisions, then build and blame until all builds."""
+    question, spec = prepared.question, prepared.checked.spec
     oracle = Oracle(workers)
     tf32 = spec.precision.default == "tf32"
+    stages = folder / "stages"
     legaliser = Legaliser(
-        prepared.question,
+        question,
         oracle,
         legalisers=partial(registry.legalisers, spec.passes.disable, spec.passes.options),
         optimisers=registry.passes(spec.passes.disable, options=spec.passes.options),
         place=store.for_stage,
-        folder=folder / "stages",
+        folder=stages,
         tf32=tf32,
     )
+    chooser = Chooser(prepared, oracle, progress) if is_lowered(spec.precision) else None
+    lowerer = Lowerer(
+        passes=partial(registry.lowerers, spec.passes.options),
+        floats=chooser.wanted.floats if chooser else "fp32",
+        amax=chooser.calibrated() if chooser else {},
+        place=store.for_stage,
+        folder=stages,
+        ranges_of=legaliser.ranges_of,
+    )
     engines = EngineBuilder(
-        prepared.question, workers, oracle, store, folder, progress, legaliser, tf32=tf32
+        question, workers, oracle, store, folder, progress, legaliser, lowerer, tf32=tf32
     )
+    if chooser:
+        chooser.check_targets(targets)
     progress.step("asking TensorRT what it takes")
-    refused = {target.name: engines.refusals(target) for target in targets}
+    refused = {target.name: _refused(engines, target, chooser) for target in targets}
+    plans = begin(targets, refused, question, engines.legalise)
+    choice = chooser.choose(plans) if chooser else None
     progress.step("building engines")
-    plans, rounds = decide(
-        prepared.question,
-        targets,
-        refused,
-        build=engines.build if build else None,
-        blame=engines.blame,
-        legalise=engines.legalise,
+    rounds = settle(
+        question, plans, engines.build if build else None, engines.blame, engines.legalise
     )
-    stages = {stage for plan in plans for stage in plan.stages if stage.recipes}
-    return Decided(plans, rounds, {stage: engines.legalised(stage) for stage in stages}), engines
+    return Decided.of(prepared, plans, rounds, engines, choice), engines
+
+
+def _refused(engines: EngineBuilder, target: Target, chooser: Chooser | None) -> Off:
+    """Return what ``target`` refuses; what it refuses as lowered only is kept in fp32."""
+    if chooser is None:
+        return engines.refusals(target, {})
+    refused = engines.refusals(target, chooser.draft)
+    if not any(chooser.is_lowered(name) for name in refused):
+        return refused
+    as_it_is = engines.refusals(target, {})
+    chooser.keep({name: why for name, why in refused.items() if name not in as_it_is})
+    return as_it_is
 
 
 def _hold(prepared: Prepared, outcome: Outcome, writer: PackageWriter, progress: Progress) -> None:

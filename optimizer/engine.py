@@ -13,6 +13,7 @@ from onnx import ModelProto
 from optc.optimizer.builder import Workers
 from optc.optimizer.job import BuildFailure, BuildJob, BuildResult, Profile
 from optc.optimizer.legalise import Legaliser
+from optc.optimizer.lower import Lowerer
 from optc.optimizer.oracle import Oracle
 from optc.optimizer.package import WeightStore
 from optc.optimizer.partition import (
@@ -25,6 +26,7 @@ from optc.optimizer.partition import (
 )
 from optc.optimizer.progress import Progress
 from optc.passes.graph import all_nodes, bodies_of, export_model, without_input_extents
+from optc.passes.precision import NodePrecision
 from optc.passes.split import Stage, extract
 from optc.specs.compile_spec import Target
 from optc.specs.diagnostic import Diagnostic, EnvironmentFault
@@ -41,11 +43,13 @@ class _Part:
         graph: The graph. Where nothing was rewritten it shares nodes with the whole.
         owners: Name of one of its nodes, of bodies too -> nodes of the whole it stands for.
         legalised: Name of a node of the whole that is rewritten in it -> names of the passes that did.
+        not_lowered: Name of a node of the whole that was to be lowered and could not be -> why.
     """
 
     graph: gs.Graph
     owners: Mapping[str, tuple[str, ...]]
     legalised: Mapping[str, tuple[str, ...]]
+    not_lowered: Mapping[str, str]
 
 
 class EngineBuilder:
@@ -64,6 +68,7 @@ class EngineBuilder:
         folder: Path,
         progress: Progress,
         legaliser: Legaliser,
+        lowerer: Lowerer,
         *,
         tf32: bool,
     ) -> None:
@@ -77,14 +82,24 @@ class EngineBuilder:
         self._models: dict[Stage, Path] = {}
         self._parts: dict[Stage, _Part] = {}
         self._legaliser = legaliser
+        self._lowerer = lowerer
         self._folder.mkdir(parents=True, exist_ok=True)
 
     # --- the parser ------------------------------------------------------------------------------
 
-    def refusals(self, target: Target) -> Off:
-        """Return the nodes of the whole graph that TensorRT refuses, before anything is split."""
+    def refusals(self, target: Target, lowered: Mapping[str, NodePrecision]) -> Off:
+        """Return the nodes of the whole graph that TensorRT refuses, before anything is split.
+
+        Args:
+            target: Whom to ask.
+            lowered: Name of a node, of bodies too -> the precision that it is asked about in.
+        """
+        model, owners = self._whole, None
+        if lowered:
+            draft = self._lowerer.lowered(self._question.graph, lowered)
+            model, owners = export_model(draft.graph, place=self._store.for_stage), draft.owners
         found = self._oracle.refusals(
-            self._whole,
+            model,
             target.backend,
             folder=self._folder,
             compute_capability=target.compute_capability,
@@ -92,6 +107,8 @@ class EngineBuilder:
             tf32=self._tf32,
             off=self._question.off.keys(),
         )
+        if owners is not None:
+            found = {owner: why for name, why in found.items() for owner in owners.get(name, ())}
         return {name: Refused(refused.by, refused.text) for name, refused in found.items()}
 
     @cached_property
@@ -109,6 +126,10 @@ class EngineBuilder:
     def legalised(self, stage: Stage) -> Mapping[str, tuple[str, ...]]:
         """Return name of a node that is rewritten in ``stage`` -> names of the passes that did."""
         return self._part(stage).legalised
+
+    def not_lowered(self, stage: Stage) -> Mapping[str, str]:
+        """Return name of a node of ``stage`` that was to be lowered and could not be -> why."""
+        return self._part(stage).not_lowered
 
     # --- the builder -----------------------------------------------------------------------------
 
@@ -215,7 +236,8 @@ class EngineBuilder:
         if stage not in self._parts:
             graph = extract(self._question.graph, stage)
             owners: dict[str, tuple[str, ...]] = {n.name: (n.name,) for n in graph.nodes}
-            legalised = {}
+            legalised: dict[str, tuple[str, ...]] = {}
+            not_lowered: dict[str, str] = {}
             if stage.recipes:
                 work = self._legaliser.rewritten(graph, stage.recipes)
                 graph, owners = work.graph, work.owners
@@ -224,10 +246,22 @@ class EngineBuilder:
                     recipe.node: tuple(work.fired.get(recipe.node, recipe.passes))
                     for recipe in stage.recipes
                 }
+            if stage.lowered:
+                lowered = self._lowerer.lowered(graph, dict(stage.lowered), owners)
+                graph = lowered.graph
+                owners = {
+                    name: tuple(dict.fromkeys(o for part in parts for o in owners.get(part, ())))
+                    for name, parts in lowered.owners.items()
+                }
+                not_lowered = {
+                    owner: why
+                    for name, why in lowered.skipped.items()
+                    for owner in owners.get(name, ())
+                }
             # A failure may name a node in a body; what moves is the control-flow node around it.
             for node in graph.nodes:
                 owners.update((inner.name, owners[node.name]) for inner in _inside(node))
-            self._parts[stage] = _Part(graph, owners, legalised)
+            self._parts[stage] = _Part(graph, owners, legalised, not_lowered)
         return self._parts[stage]
 
     # --- files -----------------------------------------------------------------------------------

@@ -139,7 +139,7 @@ class Legaliser:
 
     def _begin(self, part: ModelProto) -> Legalisation:
         graph = import_model(part, self._folder)
-        ranges = self._ranges_of(graph)
+        ranges = self.ranges_of(graph)
         return Legalisation.of(graph, self._legalisers, self._optimisers, ranges)
 
     def _tried(
@@ -208,7 +208,8 @@ class Legaliser:
         annotate(work.graph, infer(work.graph, opset=work.graph.opset, ranges=work.ranges))
         return work
 
-    def _ranges_of(self, graph: gs.Graph) -> Ranges:
+    def ranges_of(self, graph: gs.Graph) -> Ranges:
+        """Return the smallest and largest extent of each symbol that an input of a part has."""
         return _joined(axis_ranges(self._question, graph.inputs))
 
 

@@ -18,8 +18,9 @@ import onnx_graphsurgeon as gs
 
 from optc.optimizer.job import BuildFailure, BuildResult
 from optc.passes.flops import is_product
-from optc.passes.graph import reads
+from optc.passes.graph import all_nodes, bodies_of, reads
 from optc.passes.legalising import Recipe
+from optc.passes.precision import NodePrecision
 from optc.passes.profile_check import why_not_at
 from optc.passes.split import Runtime, Stage, split, why_not_whole
 from optc.passes.tensorrt_rule import shape_readers, why_not_its_rounds, why_not_its_types
@@ -74,6 +75,9 @@ class Plan:
         target: The target.
         off: Nodes off TensorRT.
         recipes: Name of a node that TensorRT refuses as it is -> how it is rewritten for it.
+        lowered: Name of a node, of bodies too -> its precision, for those below fp32.
+        raised: Name of a node that was to be lowered and that TensorRT takes in fp32 only -> who
+            says so.
         stages: In running order.
         engines: Stage -> how its build went; every TensorRT stage has one, unless ``confirmed`` is
             false.
@@ -83,6 +87,8 @@ class Plan:
     target: Target
     off: Off
     recipes: dict[str, Legalised] = field(default_factory=dict)
+    lowered: dict[str, NodePrecision] = field(default_factory=dict)
+    raised: dict[str, Refused] = field(default_factory=dict)
     stages: list[Stage] = field(default_factory=list)
     engines: dict[Stage, BuildResult] = field(default_factory=dict)
     confirmed: bool = False
@@ -103,6 +109,19 @@ class Plan:
                 reason = answers.get(name)
                 self.off[name] = Refused(why.by, f"{why.text} ({reason})") if reason else why
 
+    def raise_precision(self, refused: Off, question: Question) -> Off:
+        """Compute in fp32 what is refused and was lowered; return what is refused as it is."""
+        left: Off = {}
+        for name, why in refused.items():
+            lowered = [inner for inner in question.within(name) if inner in self.lowered]
+            for inner in lowered:
+                del self.lowered[inner]
+            if lowered:
+                self.raised[name] = why
+            else:
+                left[name] = why
+        return left
+
 
 @dataclass(frozen=True, slots=True)
 class Round:
@@ -113,6 +132,7 @@ class Round:
         stages: How many stages the split had; engines, how many of them are engines.
         built: Engines that built in this round.
         blamed: Node -> why it was taken off after this round.
+        raised: Node -> why it computes in fp32 after this round.
     """
 
     target: str
@@ -120,6 +140,7 @@ class Round:
     engines: int
     built: int
     blamed: Mapping[str, str]
+    raised: Mapping[str, str]
 
 
 Blame = Callable[[Stage, BuildFailure, Target], Off]
@@ -164,6 +185,11 @@ class Question:
     def node(self, name: str) -> gs.Node:
         """Return the node called ``name``."""
         return self._nodes[name]
+
+    def within(self, name: str) -> list[str]:
+        """Return the name of a node and of those in its bodies."""
+        node = self._nodes[name]
+        return [name, *(inner.name for body in bodies_of(node) for inner in all_nodes(body))]
 
     def nodes_of(self, stage: Stage) -> list[gs.Node]:
         """Return the nodes of ``stage``, repeated ones too."""
@@ -232,31 +258,40 @@ def by_rule(graph: gs.Graph) -> Off:
     }
 
 
-def decide(
-    question: Question,
-    targets: Sequence[Target],
-    refused: Mapping[str, Off],
-    build: Build | None,
-    blame: Blame,
-    legalise: Legalise,
-) -> tuple[list[Plan], list[Round]]:
-    """Return what runs where for each target, and the rounds it took.
+def begin(
+    targets: Sequence[Target], refused: Mapping[str, Off], question: Question, legalise: Legalise
+) -> list[Plan]:
+    """Return a plan for each target: what is off TensorRT and what is rewritten, before any split.
+
+    Args:
+        targets: What to build for.
+        refused: Name of a target -> nodes that the parser refuses for it.
+        question: What is known beforehand.
+        legalise: Asked for what is refused, before it goes to the fallback.
+    """
+    plans = [Plan(target, {}) for target in targets]
+    for plan in plans:
+        plan.take_off({**refused[plan.target.name], **question.off}, legalise)
+    return plans
+
+
+def settle(
+    question: Question, plans: Sequence[Plan], build: Build | None, blame: Blame, legalise: Legalise
+) -> list[Round]:
+    """Split and build until every engine of ``plans`` is there; return the rounds that it took.
 
     Args:
         question: What is known beforehand.
-        targets: What to build for.
-        refused: Name of a target -> nodes that the parser refuses for it.
+        plans: What `begin` gave. Completed in place.
         build: Builds engines side by side; None: nothing is built and the plans are unconfirmed.
         blame: Asked for each stage that did not build.
         legalise: Asked for what is refused, before it goes to the fallback.
     """
-    plans = [Plan(target, {}) for target in targets]
     rounds: list[Round] = []
     for plan in plans:
-        plan.take_off({**refused[plan.target.name], **question.off}, legalise)
         plan.stages = settled_stages(question, plan)
     if build is None:
-        return plans, rounds
+        return rounds
     for number in itertools.count():  # nodes only move off, so it ends
         open_jobs = [
             (stage, plan)
@@ -282,7 +317,8 @@ def decide(
             own = [result for (_, p), result in zip(open_jobs, results, strict=True) if p is plan]
             if not own:
                 continue
-            taken_off = blamed.get(plan.target.name, {})
+            found = blamed.get(plan.target.name, {})
+            taken_off = plan.raise_precision(found, question)
             rounds.append(
                 Round(
                     target=plan.target.name,
@@ -290,15 +326,16 @@ def decide(
                     engines=sum(stage.runtime == "tensorrt" for stage in plan.stages),
                     built=sum(result.failure is None for result in own),
                     blamed={name: refused.text for name, refused in taken_off.items()},
+                    raised={name: why.text for name, why in found.items() if name not in taken_off},
                 )
             )
-            if taken_off:
+            if found:
                 plan.take_off(taken_off, legalise)
                 plan.stages = settled_stages(question, plan)
     for plan in plans:
         plan.engines = {s: plan.engines[s] for s in plan.stages if s.runtime == "tensorrt"}
         plan.confirmed = True
-    return plans, rounds
+    return rounds
 
 
 def settled_stages(question: Question, plan: Plan) -> list[Stage]:
@@ -321,15 +358,21 @@ def settled_stages(question: Question, plan: Plan) -> list[Stage]:
         if not moved and len(stages) > 1:
             moved = _too_small(question, stages)
         if not moved:
-            return [_with_recipes(stage, plan.recipes) for stage in stages]
+            return [_as_planned(stage, plan, question) for stage in stages]
         off.update(moved)
 
 
-def _with_recipes(stage: Stage, recipes: Mapping[str, Legalised]) -> Stage:
+def _as_planned(stage: Stage, plan: Plan, question: Question) -> Stage:
+    """Return ``stage`` with what of its nodes is rewritten and lowered."""
     if stage.runtime != "tensorrt":
         return stage
     own = (*stage.nodes, *stage.repeated)
-    return replace(stage, recipes=tuple(recipes[name].recipe for name in own if name in recipes))
+    inner = own if not plan.lowered else [each for name in own for each in question.within(name)]
+    return replace(
+        stage,
+        recipes=tuple(plan.recipes[name].recipe for name in own if name in plan.recipes),
+        lowered=tuple((name, plan.lowered[name]) for name in inner if name in plan.lowered),
+    )
 
 
 def _unbounded(question: Question, stage: Stage) -> Off:

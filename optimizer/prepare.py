@@ -30,6 +30,7 @@ class Prepared:
         passes: What the passes did, and which original nodes each node stands for.
         shapes: Of the optimised graph.
         question: What partitioning starts from; ``off`` holds what rules and the spec say.
+        ops: Name of a node of the original, bodies included -> its op. For what a spec says of nodes.
         notes: What the user should know.
     """
 
@@ -39,6 +40,7 @@ class Prepared:
     passes: PipelineReport
     shapes: Shapes
     question: Question
+    ops: dict[str, str]
     notes: list[Diagnostic]
 
 
@@ -55,6 +57,7 @@ def prepare(checked: CheckedSpec, progress: Progress, after: AfterStep | None = 
     points = frozenset(spec.partition.points)
     selected = _selected(graph, checked)
     kept = points | _boundary(graph, selected)
+    ops = {node.name: node.op for node in all_nodes(graph)}
 
     progress.step("running graph passes")
     ranges = _ranges(checked)
@@ -80,7 +83,8 @@ def prepare(checked: CheckedSpec, progress: Progress, after: AfterStep | None = 
         fallback=spec.fallback.runtime,
         place_of_profiles=checked.place("profiles", key=True) or checked.place("dims", key=True),
     )
-    return Prepared(checked, model, graph, report, shapes, question, _notes(checked, graph, points))
+    notes = _notes(checked, graph, points)
+    return Prepared(checked, model, graph, report, shapes, question, ops, notes)
 
 
 def _ranges(checked: CheckedSpec) -> dict[str, tuple[int, int]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -17,9 +18,12 @@ from optc.optimizer.arrays import dtype_name
 from optc.optimizer.engine import EngineBuilder
 from optc.optimizer.package import PackageWriter
 from optc.optimizer.partition import Plan, Round, profile_shapes
+from optc.optimizer.precision import Kept
+from optc.optimizer.precision_choice import Choice, kept_in
 from optc.optimizer.prepare import Prepared
 from optc.optimizer.summary import Outcome
 from optc.passes.graph import export_model, without_input_extents
+from optc.passes.precision import DTYPES
 from optc.passes.split import Stage
 from optc.specs import manifest as written
 from optc.specs.manifest import Manifest
@@ -34,11 +38,44 @@ class Decided:
         rounds: Of building.
         legalised: Stage in which nodes are rewritten -> name of such a node -> names of the passes
             that did.
+        kept: Stage -> those of its nodes that compute in more than was asked for.
+        choice: What nodes were chosen to compute in; None where nothing is lowered.
     """
 
     plans: list[Plan]
     rounds: list[Round]
     legalised: Mapping[Stage, Mapping[str, tuple[str, ...]]]
+    kept: Mapping[Stage, Sequence[Kept]]
+    choice: Choice | None
+
+    @classmethod
+    def of(
+        cls,
+        prepared: Prepared,
+        plans: list[Plan],
+        rounds: list[Round],
+        engines: EngineBuilder,
+        choice: Choice | None,
+    ) -> Self:
+        """Return what ``plans`` came to, with what the stages say of themselves."""
+        users: dict[Stage, list[Plan]] = {}
+        for plan in plans:
+            for stage in plan.stages:
+                if stage.runtime == "tensorrt":
+                    users.setdefault(stage, []).append(plan)
+        kept = {
+            stage: kept_in(
+                stage.nodes,
+                own,
+                choice,
+                engines.not_lowered(stage) if stage.lowered else {},
+                prepared,
+            )
+            for stage, own in users.items()
+            if choice is not None
+        }
+        legalised = {stage: engines.legalised(stage) for stage in users if stage.recipes}
+        return cls(plans, rounds, legalised, kept, choice)
 
     @property
     def stages(self) -> list[Stage]:
@@ -80,6 +117,7 @@ def manifest_of(
             bytes=prepared.model.bytes,
         ),
         precision=spec.precision.model_dump(mode="json"),
+        evidence=_plain(decided.choice.evidence) if decided.choice else None,
         inputs=tuple(_tensor(t, checked.inputs) for t in graph.inputs),
         outputs=tuple(_tensor(t) for t in graph.outputs),
         profiles=checked.profiles,
@@ -149,6 +187,7 @@ def _stage(
         flops_share=round(question.share(stage), 6),
         why=() if on_tensorrt else _why(prepared, own, stage),
         legalised=_legalised(prepared, own, stage, decided.legalised.get(stage, {})),
+        precision=_precision(prepared, stage, decided.kept.get(stage, ())),
         profiles=tuple(
             {
                 name: written.Shapes(min=low, opt=opt, max=high)
@@ -200,6 +239,46 @@ def _legalised(
         )
         for recipe in stage.recipes
     )
+
+
+def _precision(prepared: Prepared, stage: Stage, kept: Sequence[Kept]) -> written.StagePrecision:
+    """Return what the nodes of ``stage`` compute in; one with bodies is what most in them are."""
+    question = prepared.question
+    whole = "tf32" if prepared.checked.spec.precision.default == "tf32" else "fp32"
+    lowered = dict(stage.lowered)
+    lowered |= {each.node: each.precision for each in kept if each.by != "spec"}
+    counts: Counter[str] = Counter()
+    flops: Counter[str] = Counter()
+    for name in stage.nodes:
+        inner = question.within(name)
+        found = Counter(lowered[each] for each in inner if each in lowered)
+        precision: str | None = found.most_common(1)[0][0] if found else None
+        if precision in (None, "fp32"):
+            precision = _float_of(question.node(name))
+            precision = whole if precision == "fp32" and stage.runtime == "tensorrt" else precision
+        if precision is not None:
+            counts[precision] += 1
+            flops[precision] += question.flops.get(name, 0)
+    total = sum(flops.values())
+    return written.StagePrecision(
+        nodes=dict(counts),
+        flops={name: round(share / total, 6) if total else 0.0 for name, share in flops.items()},
+        kept=tuple(
+            written.KeptNode(
+                **asdict(each), origins=tuple(prepared.passes.origins.get(each.node, ()))
+            )
+            for each in kept
+        ),
+    )
+
+
+def _float_of(node: gs.Node) -> str | None:
+    """Return the precision that a node has by itself: that of the floats it gives, else takes."""
+    for tensor in (*node.outputs, *node.inputs):
+        for precision, dtype in DTYPES.items():
+            if precision != "int8" and tensor.dtype is not None and tensor.dtype == dtype:
+                return precision
+    return None
 
 
 def _op(node: gs.Node) -> str:

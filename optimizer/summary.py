@@ -148,6 +148,7 @@ def _table(stages: Iterable[Stage], target: str) -> Table:
         ("runtime    ", "left"),
         ("nodes", "right"),
         ("FLOPs", "right"),
+        ("precision", "left"),
         ("engine", "right"),
     ):
         table.add_column(heading, justify=side, no_wrap=True, min_width=len(heading))  # type: ignore[arg-type]
@@ -160,10 +161,22 @@ def _table(stages: Iterable[Stage], target: str) -> Table:
             stage.runtime,
             str(len(stage.nodes)),
             percent(stage.flops_share),
+            _precisions(stage),
             "unconfirmed" if stage.unconfirmed else size,
             _few(stage.outputs),
         )
     return table
+
+
+def _precisions(stage: Stage) -> str:
+    """Return what ``stage`` computes in, by its FLOPs: the precision, or each with its share."""
+    if stage.precision is None:
+        return ""
+    flops = stage.precision.flops
+    if len(flops) < 2:
+        return next(iter(flops), "")
+    largest_first = sorted(flops, key=lambda name: -flops[name])
+    return ", ".join(f"{name} {percent(flops[name])}" for name in largest_first)
 
 
 def percent(share: float) -> str:

@@ -24,7 +24,7 @@ DTYPES: Mapping[NodePrecision, np.dtype[Any]] = {
 LARGEST: Mapping[NodePrecision, float] = {
     "fp32": float(np.finfo(np.float32).max),
     "fp16": 65504.0,
-    "bf16": float(ml_dtypes.finfo(ml_dtypes.bfloat16).max),
+    "bf16": 2.0**127 * (2 - 2.0**-7),
     "int8": 127.0,
     "fp8": 448.0,
 }
@@ -49,5 +49,8 @@ class Lowering:
 
     def float_of(self, node: str) -> Float:
         """Return the type that the floats of a node are to have."""
-        precision = self.nodes.get(node, "fp32")
-        return self.floats if precision in ("int8", "fp8") else precision
+        match self.nodes.get(node, "fp32"):
+            case "int8" | "fp8":
+                return self.floats
+            case precision:
+                return precision

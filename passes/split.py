@@ -25,6 +25,7 @@ import onnx_graphsurgeon as gs
 
 from optc.passes.graph import bodies_of, dataflow, reads
 from optc.passes.legalising import Recipe
+from optc.passes.precision import NodePrecision
 
 Runtime = Literal["tensorrt", "onnxruntime", "torch"]
 
@@ -42,6 +43,8 @@ class Stage:
         outputs: Tensors it makes that other stages or the caller read.
         free: Those of ``nodes`` that are free. They are no reason for a stage, and never to blame.
         recipes: How those of ``nodes`` are rewritten that TensorRT would refuse as they are.
+        lowered: Those of ``nodes``, and of the nodes in their bodies, that compute in less than
+            fp32, each with its precision.
     """
 
     runtime: Runtime
@@ -51,6 +54,7 @@ class Stage:
     outputs: tuple[str, ...]
     free: tuple[str, ...] = ()
     recipes: tuple[Recipe, ...] = ()
+    lowered: tuple[tuple[str, NodePrecision], ...] = ()
 
     @property
     def work(self) -> tuple[str, ...]:

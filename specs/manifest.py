@@ -170,6 +170,43 @@ class Legalised(_Part):
     text: str
 
 
+class KeptNode(_Part):
+    """A node that computes in more than the precision asked for.
+
+    Attributes:
+        node: Its name in ``model.onnx``.
+        op: Its operator.
+        precision: What it computes in: ``fp32``, ``fp16``, ``bf16``.
+        by: Who wants it so: ``spec``, ``rule``, ``parser``, ``builder``, ``search``.
+        text: Why, in whose words.
+        cost: What its rounding alone takes of the tolerance, 1 for all of it; null where nobody
+            measured it.
+        origins: The nodes of the original model that ``node`` stands for.
+    """
+
+    node: str
+    op: str
+    precision: str
+    by: str
+    text: str
+    cost: float | None = None
+    origins: tuple[str, ...] = ()
+
+
+class StagePrecision(_Part):
+    """What the nodes of a stage compute in.
+
+    Attributes:
+        nodes: Precision -> how many of the stage's nodes compute floats in it.
+        flops: Precision -> its share of the FLOPs of these nodes, 0 to 1.
+        kept: The nodes in more than the spec asks for.
+    """
+
+    nodes: Mapping[str, int] = {}
+    flops: Mapping[str, float] = {}
+    kept: tuple[KeptNode, ...] = ()
+
+
 class Stage(_Part):
     """One part of the model, run by one runtime.
 
@@ -188,6 +225,7 @@ class Stage(_Part):
             extents of the first profile.
         why: For a fallback stage: which nodes were refused. The others compute sizes for these.
         legalised: For a TensorRT stage: nodes that stand in it rewritten.
+        precision: What its nodes compute in; null in a package of an older optc.
         profiles: What the engines were built with: for each of the package's profiles, in their
             order, the shapes of each input. Empty for a fallback stage.
         unconfirmed: In a plan: whether no build has shown that TensorRT takes the stage.
@@ -205,6 +243,7 @@ class Stage(_Part):
     flops_share: float = 0.0
     why: tuple[Reason, ...] = ()
     legalised: tuple[Legalised, ...] = ()
+    precision: StagePrecision | None = None
     profiles: tuple[Mapping[str, Shapes], ...] = ()
     unconfirmed: bool = False
 
@@ -252,7 +291,9 @@ class Manifest(_Part):
         optc_version: Of the optc that wrote it.
         spec: The spec.
         model: The original model.
-        precision: What the spec asks for: ``default`` and ``keep_fp32``.
+        precision: What the spec asks for: ``default``, ``keep_fp32``, ``layers`` and the rest.
+        evidence: Where precision is lowered: what was measured of it, on which data, and at which
+            share of the FLOPs which error; null elsewhere.
         graph: The optimised model as one ONNX file.
         report: The long version of what the manifest says.
         inputs: Of the package, in the model's order.
@@ -272,6 +313,7 @@ class Manifest(_Part):
     spec: SpecRecord
     model: ModelRecord
     precision: JsonValue = "fp32"
+    evidence: JsonValue = None
     graph: PackagePath = "model.onnx"
     report: PackagePath = "report.json"
     inputs: tuple[Tensor, ...]

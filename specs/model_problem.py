@@ -54,6 +54,7 @@ class Comparison:
         spec = self.reading.spec
         self._compare_selectors(spec.partition.off_tensorrt, ("partition", "off_tensorrt"))
         self._compare_selectors(spec.precision.keep_fp32, ("precision", "keep_fp32"))
+        self._compare_selectors(spec.precision.layers, ("precision", "layers"))
 
     # ------------------------------------------------------------------ inputs
 
@@ -266,7 +267,7 @@ class Comparison:
             todo = "name the output of a node of the main graph"
             self._error("bad-point", problem, todo, place)
 
-    def _compare_selectors(self, selectors: tuple[Selector, ...], path: Path) -> None:
+    def _compare_selectors(self, selectors: Sequence[Selector], path: Path) -> None:
         for index, selector in enumerate(selectors):
             if selector.op is not None:
                 self._compare_op(selector.op, self._place(*path, index, "op"))

@@ -42,7 +42,15 @@ _EXPECTED: Final = {
     "int_from_float": "a whole number",
     "float_type": "a number",
 }
-_PARTS: Final = {part.__name__: part.expected for part in Part.__subclasses__()}
+
+
+def _parts(of: type[Part]) -> Iterator[tuple[str, str]]:
+    for part in of.__subclasses__():
+        yield part.__name__, part.expected
+        yield from _parts(part)
+
+
+_PARTS: Final = dict(_parts(Part))
 # Lists whose items stand for themselves: without a faulty one, the others are still meant.
 _LISTS: Final = {
     ("targets",),
@@ -51,6 +59,7 @@ _LISTS: Final = {
     ("partition", "points"),
     ("partition", "off_tensorrt"),
     ("precision", "keep_fp32"),
+    ("precision", "layers"),
     ("verify", "data"),
 }
 

@@ -16,7 +16,8 @@ from optc.optimizer.partition import (
     Plan,
     Question,
     Refused,
-    decide,
+    begin,
+    settle,
     settled_stages,
 )
 from optc.passes.flops import flops
@@ -52,7 +53,8 @@ def decided(
     def blame(stage: Stage, failure: BuildFailure, target: Target) -> Off:
         return {name: Refused("builder", failure.text) for name in blamed(stage)}
 
-    plans, _ = decide(question, [TARGET], {"t": {}}, build, blame, legalise or nothing)
+    plans = begin([TARGET], {"t": {}}, question, legalise or nothing)
+    settle(question, plans, build, blame, legalise or nothing)
     return plans[0]
 
 
