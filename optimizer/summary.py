@@ -134,7 +134,8 @@ def print_stages(manifest: Manifest) -> None:
             f"{percent(share)} of the FLOPs in TensorRT"
         )
         console.print(_table(stages, target.name))
-    for line in (*_rewritten(manifest.stages), *_reasons(manifest.stages)):
+    stages = manifest.stages
+    for line in (*_rewritten(stages), *_kept(stages), *_reasons(stages)):
         console.print(line)
 
 
@@ -206,6 +207,31 @@ def _rewritten(stages: Iterable[Stage]) -> list[str]:
         f"rewritten for TensorRT: {op} x{count}, by {', '.join(passes)}"
         for (op, passes), count in counted.items()
     ]
+
+
+def _kept(stages: Iterable[Stage]) -> list[str]:
+    """Return a line for each node that the search keeps, the costliest first, and for each rule."""
+    kept = [each for stage in stages if stage.precision for each in stage.precision.kept]
+    kept.sort(key=lambda each: -(each.cost or 0.0))
+    searched = [each for each in kept if each.by == "search"]
+    lines = [
+        f"kept in {each.precision}: {each.op} `{each.node}`; {each.text}"
+        for each in searched[:MOST_REASONS]
+    ]
+    if len(searched) > MOST_REASONS:
+        lines.append(f"and {len(searched) - MOST_REASONS} more nodes in the manifest")
+    others = Counter(
+        (each.op, each.precision, each.by, " ".join(each.text.split()))
+        for each in kept
+        if each.by != "search"
+    )
+    shown = others.most_common(MOST_REASONS)
+    for (op, precision, by, text), count in shown:
+        said = shorten(text, MOST_CHARACTERS, placeholder=" …")
+        lines.append(f"kept in {precision}: {op} x{count}; {by}: {said}")
+    if len(others) > len(shown):
+        lines.append(f"and {len(others) - len(shown)} more reasons in the manifest")
+    return lines
 
 
 def _reasons(stages: Iterable[Stage]) -> list[str]:
