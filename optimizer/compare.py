@@ -1,15 +1,16 @@
 """One array against its reference: how far off, how often, and where it is worst.
 
-An element agrees when ``|found - expected| <= atol + rtol * |expected|``. NaN agrees with NaN and
-an infinity with the same infinity; integers, bools and strings agree when they are equal. All sums
-are made in float64, piece by piece, so that a large output costs no second copy of itself.
+An element agrees when ``|found - expected|`` is at most ``atol + rtol * |expected|``, and at most the
+share of the array's scale that is asked for. NaN agrees with NaN and an infinity with the same
+infinity; integers, bools and strings agree when they are equal. All sums are made in float64, piece
+by piece, so that a large output costs no second copy of itself.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,30 @@ the figures of the whole, and a low score is where a threshold flips a hard case
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How far a float may be off: ``atol + rtol * |expected|``."""
+    """How far a float may be off: ``atol + rtol * |expected|`` and no more than ``most``.
 
-    atol: float
-    rtol: float
+    Attributes:
+        atol: Infinite where no element is held against a tolerance of its own.
+        rtol: Relative to the element.
+        of_scale: Relative to the scale of the array (`scale_of`): what `on` makes ``most`` of.
+        most: Of any element of the array at hand.
+    """
+
+    atol: float = math.inf
+    rtol: float = 0.0
+    of_scale: float = math.inf
+    most: float = math.inf
+
+    def on(self, expected: Array) -> Tolerance:
+        """Return the tolerance for ``expected``, in which ``of_scale`` has become a number."""
+        if math.isinf(self.of_scale) or not is_inexact(expected):
+            return self
+        most = min(self.most, self.of_scale * scale_of(expected))
+        return replace(self, of_scale=math.inf, most=most)
+
+    def of(self, value: complex) -> float:
+        """Return how far an element that should be ``value`` may be off; call it on what `on` gave."""
+        return min(self.atol + self.rtol * abs(value), self.most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +84,7 @@ class Difference:
         worst: Index of the element furthest outside its tolerance; None where all are equal.
         expected: The reference at ``worst``.
         found: The value at ``worst``.
+        allowed: How far off the element at ``worst`` may be, for floats held against a tolerance.
         bands: For a float output within [0, 1]: the error by score, lowest scores first.
         dtypes: The two dtypes where they differ, else None; then every element is outside.
     """
@@ -78,6 +100,7 @@ class Difference:
     worst: tuple[int, ...] | None = None
     expected: Any = None
     found: Any = None
+    allowed: float | None = None
     bands: tuple[Band, ...] = ()
     dtypes: tuple[str, str] | None = None
 
@@ -115,6 +138,7 @@ class Difference:
                 "index": list(self.worst),
                 "expected": number(self.expected),
                 "found": number(self.found),
+                "allowed": number(self.allowed),
             },
             "score_bands": [
                 {
@@ -136,6 +160,18 @@ def number(value: Any) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     return str(value)
+
+
+def scale_of(array: Array) -> float:
+    """Return the largest finite magnitude in ``array``; 1 where there is none, or only zeros."""
+    largest = 0.0
+    for _, (piece,) in _pieces(array):
+        size = np.abs(piece)
+        most = float(size.max(initial=0.0))
+        if not math.isfinite(most):
+            most = float(size[np.isfinite(size)].max(initial=0.0))
+        largest = max(largest, most)
+    return largest or 1.0
 
 
 def compare(expected: Array, found: Array, tolerance: Tolerance) -> Difference:
@@ -181,9 +217,10 @@ def errors(expected: Array, found: Array) -> Array:
 
 
 def allowed(expected: Array, tolerance: Tolerance) -> Array:
-    """Return how far each element may be off; takes what `wide` returns."""
+    """Return how far each element may be off; takes what `wide` returns, and `Tolerance.on`."""
     size = np.abs(expected)
-    return tolerance.atol + tolerance.rtol * np.where(np.isfinite(size), size, 0.0)
+    limit = tolerance.atol + tolerance.rtol * np.where(np.isfinite(size), size, 0.0)
+    return np.minimum(limit, tolerance.most)
 
 
 def _pieces(*arrays: Array) -> Iterator[tuple[int, tuple[Array, ...]]]:
@@ -198,10 +235,11 @@ def _compare_numbers(expected: Array, found: Array, tolerance: Tolerance) -> Dif
     total = max_abs = max_rel = 0.0
     worst, worst_by = None, 0.0
     scores = _Scores()
+    tolerance = tolerance.on(expected)
     for start, (want, got) in _pieces(expected, found):
         error = errors(want, got)
         limit = allowed(want, tolerance)
-        off = error > limit
+        off = (error > limit) | np.isinf(error)
         outside += int(off.sum())
         finite = np.isfinite(error)
         special += int((~finite).sum())
@@ -210,7 +248,8 @@ def _compare_numbers(expected: Array, found: Array, tolerance: Tolerance) -> Dif
         max_abs = max(max_abs, float(error[finite].max(initial=0.0)))
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             relative = error / np.abs(want)
-            by = np.where(error == 0, 0.0, error / limit)  # limit 0: any error is infinitely far
+            # Limit 0: any error is infinitely far. No limit: the largest error is the worst.
+            by = np.where(error == 0, 0.0, np.where(np.isinf(limit), error, error / limit))
         usable = np.isfinite(relative)
         max_rel = max(max_rel, float(relative[usable].max(initial=0.0)))
         if by.size and by.max() > worst_by:
@@ -231,8 +270,14 @@ def _compare_numbers(expected: Array, found: Array, tolerance: Tolerance) -> Dif
         index,
         None if index is None else _shortest(expected[index]),
         None if index is None else _shortest(found[index]),
+        None if index is None else _allowed_at(expected[index], tolerance),
         scores.bands(),
     )
+
+
+def _allowed_at(expected: Any, tolerance: Tolerance) -> float | None:
+    limit = tolerance.of(complex(expected)) if np.isfinite(expected) else math.inf
+    return limit if math.isfinite(limit) else None
 
 
 def _shortest(value: Any) -> Any:

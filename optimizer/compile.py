@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 
 from optc.optimizer.backend import gpus, require
 from optc.optimizer.builder import Workers
-from optc.optimizer.compare import Tolerance
 from optc.optimizer.debug import dumps
 from optc.optimizer.doctor import environment
 from optc.optimizer.engine import EngineBuilder
@@ -169,15 +168,16 @@ def verify_package(
         folder: Of the package.
         model: The original; by default where the manifest says it was, seen from the package.
         data: Patterns of npz files, one array an input; by default the spec's, if it has any.
-        atol: Absolute tolerance; by default the spec's, else that of `verify.DEFAULT`.
-        rtol: Relative tolerance, likewise.
+        atol: Absolute tolerance, in place of all that the spec asks of floats.
+        rtol: Relative tolerance, likewise. Where only one is given, the other is the spec's, else
+            1e-4.
         progress: Told of what goes on.
 
     Raises:
         OptcError: If package, model or data cannot be read.
     """
     from optc.optimizer.runtime import load
-    from optc.optimizer.verify import DEFAULT, verify
+    from optc.optimizer.verify import verify
 
     package = load(folder)
     manifest = package.manifest
@@ -186,15 +186,19 @@ def verify_package(
     original = model if model is not None else Path(os.path.normpath(home / manifest.model.path))
     _check_original(original, manifest.model.sha256, given=model is not None)
     files = _data_files(home, asked.data or ()) if data is None else _data_files(Path(), data)
-    tolerance = Tolerance(
-        atol=atol if atol is not None else asked.atol if manifest.verify else DEFAULT.atol,
-        rtol=rtol if rtol is not None else asked.rtol if manifest.verify else DEFAULT.rtol,
-    )
+    groups = _group_files(home, asked) if data is None else {}
+    if atol is not None or rtol is not None:
+        asked = Verify(
+            atol=atol if atol is not None else asked.atol,
+            rtol=rtol if rtol is not None else asked.rtol,
+            detections=asked.detections,
+        )
     return verify(
         package,
         original,
         data=files,
-        tolerance=tolerance,
+        groups=groups,
+        asked=asked,
         step=(progress or Silent()).step,
     )
 
@@ -327,7 +331,8 @@ def _hold(prepared: Prepared, outcome: Outcome, writer: PackageWriter, progress:
             package,
             checked.model_path,
             data=_data_files(checked.path.parent, asked.data or ()),
-            tolerance=Tolerance(atol=asked.atol, rtol=asked.rtol),
+            groups=_group_files(checked.path.parent, asked),
+            asked=asked,
             step=progress.step,
         )
     else:
@@ -362,6 +367,15 @@ def _data_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
     if problems:
         raise InputError(*problems)
     return list(found)
+
+
+def _group_files(folder: Path, asked: Verify) -> dict[str, list[Path]]:
+    """Return the npz files of each group, seen from ``folder``.
+
+    Raises:
+        InputError: As `_data_files`.
+    """
+    return {name: _data_files(folder, group.data) for name, group in asked.groups.items()}
 
 
 def _check_original(path: Path, sha256: str, *, given: bool) -> None:

@@ -221,6 +221,7 @@ def paired_rows(expected: Array, found: Array, tolerance: Tolerance) -> Rows | N
     unlike = [a for a in range(expected.ndim) if expected.shape[a] != found.shape[a]]
     if len(unlike) > 1:
         return None
+    tolerance = tolerance.on(expected)
     axes = unlike or [axis for axis in range(expected.ndim) if expected.shape[axis] > 1]
     every = [_paired_along(axis, expected, found, tolerance) for axis in axes]
     return min((rows for rows in every if rows), key=lambda rows: rows.unpaired, default=None)
@@ -287,7 +288,7 @@ class Floor:
         self.unpaired = 0
         self._special = 0
         self._expected = expected
-        self._tolerance = tolerance
+        self._tolerance = tolerance.on(expected)
         if is_inexact(expected):
             self._wide = wide(expected).reshape(-1)
             size = np.abs(self._wide)
@@ -371,14 +372,17 @@ def floors_covering(
     feeds: Mapping[str, Array],
     expected: Mapping[str, Array],
     found: Mapping[str, Array],
-    tolerance: Tolerance,
+    tolerance: Tolerance | Mapping[str, Tolerance],
     outputs: Sequence[str] | None = None,
 ) -> tuple[dict[str, Floor], set[str]]:
     """Return the floor of each tensor of ``expected``, and which of ``found`` are within it.
 
     Samples are taken until all are, or until there are no more.
     """
-    floors = {name: Floor(array, tolerance) for name, array in expected.items()}
+    floors = {
+        name: Floor(array, tolerance if isinstance(tolerance, Tolerance) else tolerance[name])
+        for name, array in expected.items()
+    }
     covered: set[str] = set()
     for ulps, sample in noise.samples(feeds, outputs):
         for name, floor in floors.items():

@@ -1,10 +1,11 @@
 """Hold a package against its original model, output by output.
 
 Both run on made-up input at the least, best and largest shapes of every optimisation profile, and
-on the user's data. The original runs on ONNX Runtime with its optimisations off. What differs by
-more than the tolerance is held against the original's own noise (`optc.optimizer.noise`), which is
-measured only then. For what is not explained by it, the first tensor inside the model that differs
-is looked for.
+on the user's data, which may come in groups with demands of their own. The original runs on ONNX
+Runtime with its optimisations off. What is not as asked (`optc.optimizer.criteria`) is held against
+the original's own noise (`optc.optimizer.noise`), which is measured only then, and only for what is
+compared element by element. For what is not explained by it, the first tensor inside the model that
+differs is looked for.
 
 `verify` answers ``optc verify`` and a spec's ``verify:``; `quick_check` is the one run that every
 other compile makes, in which a difference is a warning.
@@ -13,10 +14,11 @@ other compile makes, in which a difference is a warning.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,13 +26,14 @@ from onnx import helper
 
 from optc.optimizer.arrays import dtype_of, read_arrays
 from optc.optimizer.compare import Difference, Tolerance, compare, is_inexact
+from optc.optimizer.criteria import Criteria, Judgement
 from optc.optimizer.feed import checked_feed
 from optc.optimizer.first_difference import Compared, FirstDifference, Search
 from optc.optimizer.made_up import At, Bound, bytes_needed, made_up, shown_bytes, sizes
 from optc.optimizer.noise import FACTOR, Floor, Noise, floors_covering, paired_rows
 from optc.optimizer.reference import Model, Rejected, flattened, owned
 from optc.optimizer.runtime import Device, Package, RunReport, StageFailed
-from optc.specs.compile_spec import Range
+from optc.specs.compile_spec import PrecisionName, Range, Verify
 from optc.specs.diagnostic import Diagnostic, InputError, NotMetError, OptcError
 from optc.specs.manifest import Manifest, Target
 from optc.specs.model_problem import ResolvedInput
@@ -39,10 +42,19 @@ Array = npt.NDArray[Any]
 Verdict = Literal["not met", "within noise", "met"]
 VERDICTS: tuple[Verdict, ...] = ("not met", "within noise", "met")
 
-DEFAULT = Tolerance(atol=1e-4, rtol=1e-4)
-"""What `optc verify` holds a package to whose spec has no ``verify:``."""
-QUICK = Tolerance(atol=1e-3, rtol=1e-3)
-"""What the quick check warns beyond: a model that is wrong is off by far more."""
+QUICK = Verify(atol=1e-3, rtol=1e-3)
+"""What the quick check of a package in fp32 warns beyond: a model that is wrong is off by far more.
+In a lower precision it is what `optc verify` would ask."""
+
+
+BY_ELEMENT = frozenset({"tolerance", "agreement", "output", "dtype", "shape", "finite"})
+"""What the figures of a `Difference` tell all about."""
+EXPLAINED_BY_NOISE = frozenset({"tolerance", "of_scale", "agreement", "shape", "finite"})
+"""What an output may miss and yet be within the noise: the measures of single elements."""
+
+
+COARSE = 0.1
+"""Of the scale: what a tensor inside may be off by where the output is held to no such measure."""
 
 
 class Unwritten(Package):
@@ -69,11 +81,13 @@ class Case:
         name: ``min``, ``profile 2, max``, or the path of the user's file.
         made_up: Whether optc made the input up.
         make: Gives the input; called once for each use, so that not all are kept.
+        group: Name of its group; None for what is in no group of the spec's.
     """
 
     name: str
     made_up: bool
     make: Callable[[], dict[str, Array]]
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +101,8 @@ class Finding:
         difference: How it differs; None for an output that is missing.
         floor: The noise of the original, where it was measured.
         rows: How rows have moved, where that explains something.
+        group: Name of the group that the case is in.
+        judgements: How it measures up to what is asked, the worst first.
     """
 
     case: str
@@ -96,24 +112,42 @@ class Finding:
     difference: Difference | None
     floor: Floor | None = None
     rows: str | None = None
+    group: str | None = None
+    judgements: tuple[Judgement, ...] = ()
 
     @property
     def badness(self) -> tuple[float, float, float]:
         """What findings are sorted by, the worst first."""
-        difference = self.difference
-        share, size = (difference.share_outside, difference.max_abs) if difference else (1.0, 0.0)
-        return (VERDICTS.index(self.verdict), -share, -size)
+        used = max((judgement.badness for judgement in self.judgements), default=0.0)
+        return (VERDICTS.index(self.verdict), -used, -self.max_abs)
+
+    @property
+    def max_abs(self) -> float:
+        """The largest difference of an element; 0 where none can be told."""
+        return self.difference.max_abs if self.difference else 0.0
+
+    @property
+    def by_element(self) -> bool:
+        """Whether ``atol`` and ``rtol``, or equality, is all that it was held against."""
+        return all(judgement.metric in BY_ELEMENT for judgement in self.judgements)
+
+    @property
+    def by_tolerance(self) -> bool:
+        """Whether each element is held against a tolerance, or must be equal."""
+        return any(judgement.metric in EXPLAINED_BY_NOISE for judgement in self.judgements)
 
     def as_json(self) -> dict[str, object]:
         """Return the finding for programs."""
         return {
             "case": self.case,
+            "group": self.group,
             "targets": list(self.targets),
             "output": self.output,
             "verdict": self.verdict,
             "difference": self.difference and self.difference.as_json(),
             "noise": self.floor and self.floor.as_json(),
             "rows": self.rows,
+            "judgements": [judgement.as_json() for judgement in self.judgements],
         }
 
 
@@ -139,7 +173,7 @@ class Verification:
 
     Attributes:
         model: The original.
-        tolerance: What was asked for.
+        criteria: What is asked of the outputs.
         reference: What ran the original.
         ran: What ran the package: one report a group of targets.
         with_engine: Numbers of the stages that are meant to run as engines.
@@ -151,7 +185,7 @@ class Verification:
     """
 
     model: Path
-    tolerance: Tolerance
+    criteria: Criteria
     reference: str = ""
     ran: dict[str, RunReport] = field(default_factory=dict)
     with_engine: frozenset[int] = frozenset()
@@ -181,8 +215,9 @@ class Verification:
         return {
             "ok": not self.unmet,
             "model": str(self.model),
-            "atol": self.tolerance.atol,
-            "rtol": self.tolerance.rtol,
+            "precision": self.criteria.precision,
+            "atol": self.criteria.asked.atol,
+            "rtol": self.criteria.asked.rtol,
             "reference": self.reference,
             "ran": [report.as_json() for report in self.ran.values()],
             "engines_not_run": sorted(
@@ -218,7 +253,8 @@ def verify(
     model: Path,
     *,
     data: Sequence[Path] = (),
-    tolerance: Tolerance = DEFAULT,
+    groups: Mapping[str, Sequence[Path]] | None = None,
+    asked: Verify | None = None,
     device: Device = "auto",
     seed: int = 0,
     step: Callable[[str], None] = lambda text: None,
@@ -230,7 +266,9 @@ def verify(
             profiles and the ranges of made-up values.
         model: The file of the original, which is trusted to be well-formed: it was compiled.
         data: npz files, one array an input.
-        tolerance: What an element may be off by.
+        groups: Name of a group -> its npz files.
+        asked: How exact the outputs must be; the defaults of the package's precision where it does
+            not say.
         device: Where the package runs.
         seed: Of the made-up values.
         step: Told what is being done.
@@ -239,10 +277,15 @@ def verify(
         InputError: If a file of ``data`` is not an input of the model.
         ModelError: ``cannot-run-original``.
     """
-    run = _Run(package, Model(model), Verification(model, tolerance), device, step=step)
     manifest = package.manifest
-    for case in (*_made_up_cases(manifest, run.result, seed), *_data_cases(manifest, data)):
-        run.compare(case, _groups(manifest))
+    criteria = Criteria.of(asked, precision_of(manifest), manifest.outputs)
+    run = _Run(package, Model(model), Verification(model, criteria), device, step=step)
+    for case in itertools.chain(
+        _made_up_cases(manifest, run.result, seed),
+        _data_cases(manifest, data),
+        *(_data_cases(manifest, files, group) for group, files in (groups or {}).items()),
+    ):
+        run.compare(case, _alike(manifest))
     run.conclude()
     return run.result
 
@@ -258,10 +301,13 @@ def quick_check(
     Raises:
         ModelError: ``cannot-run-original``.
     """
-    run = _Run(package, Model(model), Verification(model, QUICK), device, quick=True)
-    result, manifest = run.result, package.manifest
+    manifest = package.manifest
+    precision = precision_of(manifest)
+    criteria = Criteria.of(QUICK if precision == "fp32" else None, precision, manifest.outputs)
+    run = _Run(package, Model(model), Verification(model, criteria), device, quick=True)
+    result = run.result
     for case in itertools.islice(_made_up_cases(manifest, result, seed, quick=True), 1):
-        run.compare(case, _groups(manifest)[:1])
+        run.compare(case, _alike(manifest)[:1])
     run.conclude()
     soft = {"verify-not-met", "nothing-verified"}
     result.notes += [
@@ -281,7 +327,14 @@ def quick_check(
 # --- cases ---------------------------------------------------------------------------------------
 
 
-def _groups(manifest: Manifest) -> list[tuple[Target, ...]]:
+def precision_of(manifest: Manifest) -> PrecisionName:
+    """Return the lowest precision that the package was compiled for."""
+    told = manifest.precision
+    name = told.get("default") if isinstance(told, Mapping) else told
+    return next((known for known in get_args(PrecisionName) if known == name), "fp32")
+
+
+def _alike(manifest: Manifest) -> list[tuple[Target, ...]]:
     """Return the targets, those of the same stages together."""
     groups: dict[tuple[int, ...], list[Target]] = {}
     for target in manifest.targets:
@@ -341,7 +394,9 @@ def _made_up_cases(
             yield Case(name, True, make)
 
 
-def _data_cases(manifest: Manifest, data: Sequence[Path]) -> Iterator[Case]:
+def _data_cases(
+    manifest: Manifest, data: Sequence[Path], group: str | None = None
+) -> Iterator[Case]:
     for path in data:
 
         def make(path: Path = path) -> dict[str, Array]:
@@ -353,7 +408,7 @@ def _data_cases(manifest: Manifest, data: Sequence[Path]) -> Iterator[Case]:
                     *(replace(d, problem=f"`{path}`: {d.problem}") for d in error.diagnostics)
                 ) from error
 
-        yield Case(str(path), False, make)
+        yield Case(str(path), False, make, group)
 
 
 # --- comparing -----------------------------------------------------------------------------------
@@ -383,6 +438,7 @@ class _Run:
         self._compared = 0
         self._with_values: dict[str, bool] = {}
         self._largest: dict[str, float] = {}
+        self._atol: dict[str, float] = {}
         result.reference = original.runner.engine
         stages = package.manifest.stages
         result.with_engine = frozenset(s.id for s in stages if s.runtime == "tensorrt")
@@ -414,6 +470,9 @@ class _Run:
             if inexact and finite.size:
                 largest = float(np.abs(finite).max())
                 self._largest[name] = max(self._largest.get(name, 0.0), largest)
+                limit = self.result.criteria.tolerance(name, array, case.group)
+                if math.isinf(limit.of_scale) and math.isfinite(limit.atol):
+                    self._atol[name] = limit.atol
         for group in groups:
             found = self._found(case, feeds, group)
             if found is not None:
@@ -477,39 +536,77 @@ class _Run:
         found: Mapping[str, Array],
         group: Sequence[Target],
     ) -> None:
-        tolerance = self.result.tolerance
+        judged = self.result.criteria.judge(expected, found, case.group)
+        tolerances = {
+            name: self.result.criteria.tolerance(name, array, case.group)
+            for name, array in expected.items()
+        }
         differences = {
-            name: compare(array, found[name], tolerance)
+            name: compare(array, found[name], tolerances[name])
             for name, array in expected.items()
             if name in found
         }
-        off = [name for name, difference in differences.items() if not difference.agrees]
-        floors: dict[str, Floor] = {}
-        covered: set[str] = set()
-        if off:
-            self._step(f"verifying: {case.name}, measuring the noise of the original")
-            floors, covered = floors_covering(
-                self._noise, feeds, expected, {name: found[name] for name in off}, tolerance
-            )
+        off = {name for judgement in judged if not judgement.met for name in judgement.outputs}
+        floors, covered = self._noise_of(case, feeds, expected, found, judged)
         targets = tuple(target.name for target in group)
         for name, array in expected.items():
             verdict: Verdict = "met"
             rows = None
-            if name not in found:
-                verdict = "not met"
-            elif name in off:
+            if name in off:
                 verdict = "within noise" if name in covered else "not met"
-                pairing = paired_rows(array, found[name], tolerance)
+            if name in off and name in found:
+                pairing = paired_rows(array, found[name], tolerances[name])
                 rows = str(pairing) if pairing and pairing.explains else None
             finding = Finding(
-                case.name, targets, name, verdict, differences.get(name), floors.get(name), rows
+                case.name,
+                targets,
+                name,
+                verdict,
+                differences.get(name),
+                floors.get(name),
+                rows,
+                case.group,
+                tuple(judgement for judgement in judged if name in judgement.outputs),
             )
             self.result.findings.append(finding)
             unsolved = verdict == "not met" and name in found and self.result.first is None
             if unsolved and not self._quick:
                 self._step(f"verifying: {case.name}, looking for the first difference")
+                tolerance = tolerances[name]
+                if tolerance == Tolerance():
+                    tolerance = Tolerance(of_scale=COARSE)
                 search = Search(self._original, self._noise, self._package, tolerance, self._device)
                 self.result.first = search.run(feeds, name, group[0])
+
+    def _noise_of(
+        self,
+        case: Case,
+        feeds: Mapping[str, Array],
+        expected: Mapping[str, Array],
+        found: Mapping[str, Array],
+        judged: Sequence[Judgement],
+    ) -> tuple[dict[str, Floor], set[str]]:
+        """Return the noise of the outputs, and which it explains; measured where that may help.
+
+        The noise is one of single elements, so it has nothing to say of an output that is held
+        against a measure of the whole.
+        """
+        criteria = self.result.criteria
+        off = {name for judgement in judged if not judgement.met for name in judgement.outputs}
+        whole = {
+            name
+            for judgement in judged
+            if not judgement.met and judgement.metric not in EXPLAINED_BY_NOISE
+            for name in judgement.outputs
+        }
+        asked = {name: found[name] for name in off - whole}
+        if not asked:
+            return {}, set()
+        self._step(f"verifying: {case.name}, measuring the noise of the original")
+        tolerances = {
+            name: criteria.tolerance(name, array, case.group) for name, array in expected.items()
+        }
+        return floors_covering(self._noise, feeds, expected, asked, tolerances)
 
     def _rejected(self, case: Case, words: str) -> None:
         if not case.made_up:
@@ -556,9 +653,14 @@ class _Run:
 
     def _note_below_tolerance(self) -> None:
         """Say which outputs are so small that the tolerance lets anything like zero pass."""
-        atol = self.result.tolerance.atol
-        small = {name: size for name, size in self._largest.items() if 0 < size <= atol}
-        if small and not self._quick:
+        for atol in sorted(set(self._atol.values())):
+            small = {
+                name: size
+                for name, size in self._largest.items()
+                if 0 < size <= atol == self._atol[name]
+            }
+            if not small or self._quick:
+                continue
             shown = ", ".join(f"`{name}` (at most {size:.2g})" for name, size in small.items())
             self.result.notes.append(
                 Diagnostic(
@@ -595,15 +697,23 @@ class _Run:
                 )
 
     def _problem_of(self, finding: Finding) -> Diagnostic:
-        difference, tolerance = finding.difference, self.result.tolerance
+        difference = finding.difference
         where = f"output `{finding.output}`, case {finding.case}, {_targets(finding.targets)}"
+        if finding.group is not None:
+            where = f"group `{finding.group}`, {where}"
         if difference is None:
             return Diagnostic(
                 "verify-output-missing",
                 f"{where}: the package does not give it",
                 "compile the package again; if that does not help, it is a fault of optc",
             )
-        parts = [f"{where}: {described(difference, tolerance)}"]
+        unmet = [judgement for judgement in finding.judgements if not judgement.met]
+        parts = [judgement.words for judgement in unmet if judgement.metric not in BY_ELEMENT]
+        if finding.by_element or not parts:
+            parts.append(described(difference))
+        else:
+            parts.append(_values(difference))
+        parts[0] = f"{where}: {parts[0]}"
         if finding.rows:
             parts.append(finding.rows)
         if finding.floor is not None:
@@ -612,7 +722,7 @@ class _Run:
         leading = self._original.leading_to(finding.output)
         if first is not None and first.tensor in leading and not self._first_told:
             self._first_told = True  # one is enough: outputs mostly fail for the same reason
-            parts.append(_first_in_words(first, tolerance))
+            parts.append(_first_in_words(first))
         return Diagnostic("verify-not-met", "; ".join(parts), self._what_to_do(difference, first))
 
     def _what_to_do(self, difference: Difference, first: FirstDifference | None) -> str:
@@ -626,15 +736,15 @@ class _Run:
         return "; ".join(ways) or "compile again without some passes to find the one at fault"
 
 
-def _first_in_words(first: FirstDifference, tolerance: Tolerance) -> str:
+def _first_in_words(first: FirstDifference) -> str:
     place = f"made by {first.op} `{first.node}`" if first.node else f"made by {first.op}"
     if first.stage is not None:
         place += f", in stage {first.stage} (`model.onnx` as a whole is right)"
-    what = described(first.difference, tolerance)
+    what = described(first.difference)
     return f"the first tensor inside that differs is `{first.tensor}`, {place}: {what}"
 
 
-def described(difference: Difference, tolerance: Tolerance) -> str:
+def described(difference: Difference) -> str:
     """Return in words how an output differs."""
     if difference.dtypes is not None:
         return f"it is {difference.dtypes[1]}, the original gives {difference.dtypes[0]}"
@@ -642,9 +752,8 @@ def described(difference: Difference, tolerance: Tolerance) -> str:
         found, expected = list(difference.found_shape), list(difference.expected_shape)
         return f"its shape is {found}, the original gives {expected}"
     text = _values(difference)
-    if isinstance(difference.expected, float) and np.isfinite(difference.expected):
-        limit = tolerance.atol + tolerance.rtol * abs(difference.expected)
-        text += f" (allowed: {limit:.3g})"
+    if difference.allowed is not None:
+        text += f" (allowed: {difference.allowed:.3g})"
     return (
         f"{text}; {difference.outside} of {difference.elements} elements "
         f"({difference.share_outside:.2%}) are outside the tolerance"

@@ -51,18 +51,30 @@ def _table(findings: list[Finding], *, targets: bool) -> str:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("output", "case", *(["targets"] if targets else []), "verdict"):
         table.add_column(heading)
+    measured = any(not finding.by_element for finding in findings)
+    if measured:
+        table.add_column("measured, and what is asked")
     for heading in ("max abs", "mean abs", "max rel", "outside", "noise"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("worst at")
     for finding in findings:
-        names = [finding.output, finding.case, *([", ".join(finding.targets)] if targets else [])]
-        table.add_row(*names, WORDS[finding.verdict], *_figures(finding))
+        row = [finding.output, _case(finding)]
+        if targets:
+            row.append(", ".join(finding.targets))
+        row.append(WORDS[finding.verdict])
+        if measured:
+            row.append("; ".join(judgement.words for judgement in finding.judgements))
+        table.add_row(*row, *_figures(finding))
     # Where nobody looks, as in a log of CI, lines may be as long as they need to be.
     width = max(shutil.get_terminal_size((160, 24)).columns, 100)
     text = io.StringIO()
     console = Console(file=text, width=width, markup=False, highlight=False, color_system=None)
     console.print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines())
+
+
+def _case(finding: Finding) -> str:
+    return finding.case if finding.group is None else f"{finding.group}: {finding.case}"
 
 
 def _figures(finding: Finding) -> tuple[str, ...]:
@@ -80,7 +92,13 @@ def _figures(finding: Finding) -> tuple[str, ...]:
         f"{difference.max_abs:.1e}",
         f"{difference.mean_abs:.1e}",
         f"{difference.max_rel:.1e}",
-        "0" if share == 0 else f"{share:.2%}" if share >= 0.0001 else f"{difference.outside}",
+        ""
+        if not finding.by_tolerance
+        else "0"
+        if share == 0
+        else f"{share:.2%}"
+        if share >= 0.0001
+        else f"{difference.outside}",
         noise,
         finding.rows or ("" if difference.worst is None else str(list(difference.worst))),
     )
@@ -106,9 +124,7 @@ def _verdict(verification: Verification) -> str:
     findings = verification.findings
     bad = sum(finding.verdict == "not met" for finding in findings)
     noisy = sum(finding.verdict == "within noise" for finding in findings)
-    tolerance = verification.tolerance
-    allowed = f"atol {tolerance.atol:g}, rtol {tolerance.rtol:g}"
-    text = f"{len(findings) - bad - noisy} of {len(findings)} outputs within {allowed}"
+    text = f"{len(findings) - bad - noisy} of {len(findings)} outputs {verification.criteria}"
     if noisy:
         text += f", {noisy} within {FACTOR} times the noise of the original"
     if bad:

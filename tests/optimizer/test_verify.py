@@ -13,17 +13,17 @@ from model_package import manifest_of, model_of, stage_of
 from onnx import numpy_helper
 
 from optc.optimizer.arrays import write_arrays
-from optc.optimizer.compare import Difference, Tolerance
+from optc.optimizer.compare import Difference
 from optc.optimizer.first_difference import Looked, first_of
 from optc.optimizer.package import writing
 from optc.optimizer.runtime import Package, load
 from optc.optimizer.verify import Unwritten, Verification, quick_check, verify
-from optc.specs.compile_spec import Range
+from optc.specs.compile_spec import Range, Verify
 from optc.specs.diagnostic import InputError
 from optc.specs.manifest import PassRecord, Target
 
 BATCH: Mapping[str, Range] = {"N": Range(min=1, opt=2, max=4)}
-TIGHT = Tolerance(atol=1e-6, rtol=1e-6)
+TIGHT = Verify(atol=1e-6, rtol=1e-6)
 
 MLP = """g (float[N,4] x) => (float[N,2] y)
 <float[4,3] w = {0.11,0.21,0.33,-0.41,0.52,0.63,0.71,-0.82,0.93,0.14,0.25,0.36},
@@ -97,7 +97,7 @@ def test_it_says_that_no_engine_was_run(tmp_path: Path) -> None:
         result = verify(package, saved(tmp_path, MLP), device="cpu")
     text = result.render()
     assert "stage 0 as ONNX on ONNX Runtime, NOT as engines (the CPU was asked for)" in text
-    assert "3 of 3 outputs within atol 0.0001, rtol 0.0001" in text
+    assert "3 of 3 outputs within 0.0001 of the scale, the default of fp32" in text
     assert result.as_json()["engines_not_run"] == [0]
 
 
@@ -305,7 +305,7 @@ def test_a_difference_within_the_noise_of_the_original_is_no_failure(tmp_path: P
     original, package = text.replace("SCALE", "0.9173"), text.replace("SCALE", "0.9173001")
     many = {"N": Range(min=1024, opt=1024, max=1024)}
     made = package_of(tmp_path / "package", package, profiles=(many,))
-    result = verify(made, saved(tmp_path, original), tolerance=TIGHT)
+    result = verify(made, saved(tmp_path, original), asked=TIGHT)
     assert {finding.verdict for finding in result.findings} == {"within noise"}
     assert result.exit_code == 0, result.unmet
     assert "within 4 times the noise of the original" in result.render()
@@ -314,7 +314,7 @@ def test_a_difference_within_the_noise_of_the_original_is_no_failure(tmp_path: P
 def test_a_difference_beyond_a_large_noise_is_still_caught(tmp_path: Path) -> None:
     text = noisy_text()
     original, package = text.replace("SCALE", "0.9173"), text.replace("SCALE", "0.93")
-    result = held(tmp_path, original, package, tolerance=TIGHT)
+    result = held(tmp_path, original, package, asked=TIGHT)
     assert result.exit_code == 3
     assert result.first is not None
     assert result.first.tensor == "s"
@@ -328,7 +328,7 @@ def test_a_small_difference_everywhere_is_not_hidden_by_a_large_one_of_the_noise
     original, package = text.replace("SCALE", "0.9173"), text.replace("SCALE", "0.9174")
     many = {"N": Range(min=1024, opt=1024, max=1024)}
     made = package_of(tmp_path / "package", package, profiles=(many,))
-    result = verify(made, saved(tmp_path, original), tolerance=TIGHT)
+    result = verify(made, saved(tmp_path, original), asked=TIGHT)
     (finding,) = result.findings
     assert finding.difference is not None
     assert finding.floor is not None
@@ -503,11 +503,12 @@ def test_an_output_that_is_always_empty_proves_nothing(tmp_path: Path) -> None:
 
 def test_an_output_below_the_tolerance_proves_little(tmp_path: Path) -> None:
     text = "g (float[N,4] x) => (float[N,4] y) <float c = {0.00001}> { y = Mul (x, c) }"
-    result = held(tmp_path, text)
+    result = held(tmp_path, text, asked=Verify(atol=1e-4))
     assert codes(result) == ["output-below-tolerance"]
     assert result.notes[0].severity == "note"
     assert result.exit_code == 0
-    assert held(tmp_path / "b", text, tolerance=TIGHT).diagnostics == []
+    assert held(tmp_path / "b", text, asked=TIGHT).diagnostics == []
+    assert held(tmp_path / "c", text).diagnostics == [], "a share of the scale is never too large"
 
 
 # --- for programs --------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def test_short_forms_become_the_long_ones() -> None:
     assert spec.precision == Precision(default="tf32")
     assert spec.verify is not None
     assert spec.verify.data == ("x/*.npz",)
-    assert (spec.verify.atol, spec.verify.rtol) == (1e-4, 1e-4)
+    assert (spec.verify.atol, spec.verify.rtol) == (None, None)
 
 
 def test_defaults() -> None:

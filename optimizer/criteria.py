@@ -1,0 +1,496 @@
+"""What is asked of the outputs, and how outputs measure up to it.
+
+What a spec says in ``verify:`` is looked up for each output, from the particular to the general:
+what its group says of the output, what its group says, what ``verify`` says of the output, what
+``verify`` says; the first that says something for outputs of that kind holds, and all that it says.
+Where nobody says anything, the default of the precision does (`DEFAULTS`).
+
+Floats are held against ``atol`` and ``rtol``, ``of_scale``, ``sqnr_db``, ``cosine`` and ``top_k``;
+integers, bools and texts against ``agreement``, and integers that are called by name against any of
+them. Shape and dtype are always the same, and what is finite stays finite.
+
+A judgement carries its badness: the share that is used up of what is allowed, above 1 where it is
+not met. It is what a search minimises, so it grows with the error, and nothing here costs more than
+a few passes over an output, piece by piece.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from optc.optimizer.compare import Tolerance, allowed, errors, is_inexact, is_text, number, wide
+from optc.specs.compile_spec import Demands, Exactness, PrecisionName, TopK, Verify
+
+Array = npt.NDArray[Any]
+
+DEFAULTS: Mapping[PrecisionName, Exactness] = {
+    "fp32": Exactness(of_scale=1e-4, agreement=1.0),
+    "tf32": Exactness(of_scale=5e-3, agreement=0.99),
+    "fp16": Exactness(of_scale=5e-3, agreement=0.99),
+    "bf16": Exactness(of_scale=3e-2, agreement=0.98),
+    "int8": Exactness(sqnr_db=20.0, agreement=0.95),
+    "fp8": Exactness(sqnr_db=20.0, agreement=0.95),
+}
+"""Precision -> what is asked of an output where the spec asks nothing of it."""
+
+OTHER_TOLERANCE = 1e-4
+"""What ``atol`` or ``rtol`` is where a spec gives only the other of them."""
+
+PIECE = 1 << 16
+"""Elements measured at a time: what the steps on the way need stays in the cache."""
+
+_FOR_FLOATS = ("atol", "rtol", "of_scale", "sqnr_db", "cosine", "top_k")
+_FOR_OTHERS = ("agreement",)
+
+
+class Output(Protocol):
+    """What is known of an output beforehand: as a manifest has it."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Name of its dtype."""
+        ...
+
+    @property
+    def shape(self) -> tuple[str | int, ...] | None:
+        """Extents and symbols."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """How outputs measure up to one thing that is asked of them.
+
+    Attributes:
+        outputs: Their names; several where they are boxes together.
+        metric: What was measured: ``tolerance``, ``of_scale``, ``sqnr_db``, ``cosine``, ``top_k``,
+            ``agreement``; or ``output``, ``dtype``, ``shape``, ``finite`` where it could not be.
+        value: What came out.
+        limit: What is asked: the most for ``tolerance`` and ``of_scale``, else the least.
+        badness: The share used up of what is allowed; infinite where nothing can be measured.
+        words: For people.
+    """
+
+    outputs: tuple[str, ...]
+    metric: str
+    value: float
+    limit: float
+    badness: float
+    words: str
+
+    @property
+    def met(self) -> bool:
+        """Whether it is as asked."""
+        return self.badness <= 1
+
+    def as_json(self) -> dict[str, object]:
+        """Return it for programs."""
+        return {
+            "outputs": list(self.outputs),
+            "metric": self.metric,
+            "value": number(self.value),
+            "limit": number(self.limit),
+            "badness": number(self.badness),
+            "words": self.words,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Criteria:
+    """What is asked of the outputs of one model.
+
+    Attributes:
+        asked: What the spec says.
+        precision: Whose defaults hold.
+        outputs: What is known of the outputs, in the model's order.
+    """
+
+    asked: Verify
+    precision: PrecisionName
+    outputs: tuple[Output, ...]
+
+    @classmethod
+    def of(
+        cls, verify: Verify | None, precision: PrecisionName, outputs: Sequence[Output]
+    ) -> Criteria:
+        """Return what ``verify`` asks; where it is None, the defaults of ``precision``."""
+        return cls(verify or Verify(), precision, tuple(outputs))
+
+    def judge(
+        self,
+        expected: Mapping[str, Array],
+        found: Mapping[str, Array],
+        group: str | None = None,
+    ) -> list[Judgement]:
+        """Return how ``found`` measures up to ``expected``, the worst judgement first.
+
+        Args:
+            expected: What the original gives: name of an output -> its array.
+            found: What is to be judged.
+            group: Name of the group that the input belongs to; None for no group of the spec's.
+        """
+        judgements: list[Judgement] = []
+        for name, array in expected.items():
+            judgements += self._judged(name, array, found.get(name), group)
+        return sorted(judgements, key=lambda judgement: -judgement.badness)
+
+    def badness(
+        self,
+        expected: Mapping[str, Array],
+        found: Mapping[str, Array],
+        group: str | None = None,
+    ) -> float:
+        """Return the badness of the worst judgement; 0 where there is nothing to judge."""
+        return max((each.badness for each in self.judge(expected, found, group)), default=0.0)
+
+    def __str__(self) -> str:
+        """Return what is asked of floats in general, and whether more is asked of some."""
+        asked = self.asked
+        told = {
+            name: getattr(asked, name) for name in _FOR_FLOATS if getattr(asked, name) is not None
+        }
+        if told:
+            text = in_words(Exactness.model_construct(**told))
+        else:
+            text = f"{in_words(DEFAULTS[self.precision])}, the default of {self.precision}"
+        special = asked.outputs or any(
+            _says_something(group) or group.outputs for group in asked.groups.values()
+        )
+        return f"within {text}" + (", or what is asked of them" if special else "")
+
+    def exactness(self, output: str, array: Array, group: str | None = None) -> Exactness:
+        """Return what is asked of an output, of which ``array`` is an example."""
+        for said, by_name in self._layers(output, group):
+            kept = _applying(said, array, by_name=by_name)
+            if kept.model_fields_set:
+                return kept
+        return _applying(DEFAULTS[self.precision], array, by_name=False)
+
+    def tolerance(self, output: str, array: Array, group: str | None = None) -> Tolerance:
+        """Return what each element of an output may be off by; without end where that is not asked."""
+        return tolerance_of(self.exactness(output, array, group))
+
+    def _layers(self, output: str, group: str | None) -> Iterator[tuple[Exactness, bool]]:
+        """Yield what the spec says, the particular first, and whether it calls ``output`` by name."""
+        levels: list[Demands] = [self.asked]
+        if group is not None and group in self.asked.groups:
+            levels.insert(0, self.asked.groups[group])
+        for level in levels:
+            if output in level.outputs:
+                yield level.outputs[output], True
+            yield level, False
+
+    def _judged(
+        self, name: str, expected: Array, found: Array | None, group: str | None
+    ) -> list[Judgement]:
+        if fault := _why_not_measured(name, expected, found):
+            return [fault]
+        assert found is not None, "that is a fault"
+        asked = self.exactness(name, expected, group)
+        return list(_measured(name, expected, found, asked))
+
+
+def tolerance_of(asked: Exactness) -> Tolerance:
+    """Return the tolerance of single elements that ``asked`` comes to.
+
+    Example:
+        >>> tolerance_of(Exactness(atol=0.5))
+        Tolerance(atol=0.5, rtol=0.0001, of_scale=inf, most=inf)
+        >>> tolerance_of(Exactness(of_scale=0.01)).on(np.array([1.0, -200.0])).of(3.0)
+        2.0
+    """
+    of_scale = math.inf if asked.of_scale is None else asked.of_scale
+    if asked.atol is None and asked.rtol is None:
+        return Tolerance(of_scale=of_scale)
+    atol = OTHER_TOLERANCE if asked.atol is None else asked.atol
+    rtol = OTHER_TOLERANCE if asked.rtol is None else asked.rtol
+    return Tolerance(atol, rtol, of_scale)
+
+
+def in_words(asked: Exactness) -> str:
+    """Return what ``asked`` comes to, for people.
+
+    Example:
+        >>> in_words(Exactness(of_scale=5e-3, cosine=0.999))
+        '0.005 of the scale, cosine 0.999'
+    """
+    parts = []
+    if asked.atol is not None or asked.rtol is not None:
+        limit = tolerance_of(asked)
+        parts.append(f"atol {limit.atol:g}, rtol {limit.rtol:g}")
+    if asked.of_scale is not None:
+        parts.append(f"{asked.of_scale:g} of the scale")
+    if asked.sqnr_db is not None:
+        parts.append(f"SQNR {asked.sqnr_db:g} dB")
+    if asked.cosine is not None:
+        parts.append(f"cosine {asked.cosine:g}")
+    if asked.top_k is not None:
+        parts.append(f"top {asked.top_k.k} the same in {asked.top_k.agreement:.4g}")
+    if asked.agreement is not None and not parts:
+        parts.append(f"{asked.agreement:.4g} equal")
+    return ", ".join(parts)
+
+
+def _applying(said: Exactness, array: Array, *, by_name: bool) -> Exactness:
+    """Return of what is said what applies to an output such as ``array``."""
+    fields = set(_FOR_FLOATS if is_inexact(array) else _FOR_OTHERS)
+    if by_name and array.dtype.kind in "iu":
+        fields |= set(_FOR_FLOATS)
+    told = {name: getattr(said, name) for name in fields if getattr(said, name) is not None}
+    if (best := told.get("top_k")) is not None and not _has_axis(array, best.axis):
+        del told["top_k"]
+    return Exactness.model_construct(_fields_set=set(told), **told)
+
+
+def _says_something(asked: Exactness) -> bool:
+    return any(getattr(asked, name) is not None for name in (*_FOR_FLOATS, *_FOR_OTHERS))
+
+
+def _numeric(asked: Exactness) -> bool:
+    told = (asked.atol, asked.rtol, asked.of_scale, asked.sqnr_db, asked.cosine)
+    return any(each is not None for each in told)
+
+
+def _has_axis(array: Array, axis: int) -> bool:
+    return array.dtype.kind != "c" and -array.ndim <= axis < array.ndim
+
+
+# --- measuring -----------------------------------------------------------------------------------
+
+
+def _why_not_measured(name: str, expected: Array, found: Array | None) -> Judgement | None:
+    """Return the judgement of what cannot be measured at all."""
+
+    def fault(metric: str, words: str) -> Judgement:
+        return Judgement((name,), metric, math.inf, 0.0, math.inf, words)
+
+    if found is None:
+        return fault("output", "it is missing")
+    if expected.dtype != found.dtype and not (is_text(expected) and is_text(found)):
+        return fault("dtype", f"it is {found.dtype}, not {expected.dtype}")
+    if expected.shape != found.shape:
+        return fault("shape", f"its shape is {list(found.shape)}, not {list(expected.shape)}")
+    return None
+
+
+def _measured(name: str, expected: Array, found: Array, asked: Exactness) -> Iterator[Judgement]:
+    """Yield a judgement for each thing that is asked; arrays of one shape and dtype."""
+
+    def judgement(metric: str, value: float, limit: float, badness: float, words: str) -> Judgement:
+        return Judgement((name,), metric, value, limit, badness, words)
+
+    limit = tolerance_of(asked)
+    if asked.agreement is not None:
+        equal = int(np.sum(np.asarray(expected == found, dtype=bool)))
+        share = equal / expected.size if expected.size else 1.0
+        yield judgement(
+            "agreement",
+            share,
+            asked.agreement,
+            badness_of_misses(expected.size - equal, expected.size, asked.agreement),
+            f"{equal} of {expected.size} equal, asked {asked.agreement:.4g}",
+        )
+    if asked.top_k is not None:
+        same, places = _best_the_same(expected, found, asked.top_k)
+        yield judgement(
+            "top_k",
+            same / places if places else 1.0,
+            asked.top_k.agreement,
+            badness_of_misses(places - same, places, asked.top_k.agreement),
+            f"top {asked.top_k.k} the same in {same} of {places}, asked "
+            f"{asked.top_k.agreement:.4g}",
+        )
+    if not is_inexact(expected) and not _numeric(asked):
+        return
+    elementwise = math.isfinite(limit.atol)
+    figures = _Figures.of(
+        expected,
+        found,
+        Tolerance(limit.atol, limit.rtol) if elementwise else None,
+        powers=asked.sqnr_db is not None or asked.cosine is not None,
+    )
+    if figures.special:
+        words = f"{figures.special} elements are NaN or infinite on one side only"
+        yield judgement("finite", float(figures.special), 0.0, math.inf, words)
+    if elementwise:
+        words = f"{figures.used:.2g} of what atol {limit.atol:g}, rtol {limit.rtol:g} allow"
+        yield judgement("tolerance", figures.used, 1.0, figures.used, words)
+    if asked.of_scale is not None:
+        value = figures.max_abs / figures.scale
+        yield judgement(
+            "of_scale",
+            value,
+            asked.of_scale,
+            _ratio(value, asked.of_scale),
+            f"{value:.2g} of the scale, allowed {asked.of_scale:g}",
+        )
+    if asked.sqnr_db is not None:
+        value = figures.sqnr_db
+        yield judgement(
+            "sqnr_db",
+            value,
+            asked.sqnr_db,
+            10 ** ((asked.sqnr_db - value) / 20),
+            f"SQNR {value:.1f} dB, asked {asked.sqnr_db:g} dB",
+        )
+    if asked.cosine is not None:
+        value = figures.cosine
+        yield judgement(
+            "cosine",
+            value,
+            asked.cosine,
+            # Of two equal arrays it is not always 1 to the last bit.
+            _ratio(max(0.0, 1 - value - 1e-12), 1 - asked.cosine),
+            f"cosine {value:.6g}, asked {asked.cosine:g}",
+        )
+
+
+def badness_of_misses(missed: int, total: int, least: float) -> float:
+    """Return the badness where ``missed`` of ``total`` are not as they should be.
+
+    Args:
+        missed: How many are not.
+        total: Of how many.
+        least: The share that must be: with 0.99, one of 100 may be missed, and none of 99.
+
+    Example:
+        >>> round(badness_of_misses(1, 100, 0.99), 6), badness_of_misses(0, 1, 1.0)
+        (1.0, 0.0)
+        >>> badness_of_misses(1, 10, 0.99) > 1
+        True
+    """
+    if not missed:
+        return 0.0
+    most = (1 - least) * total
+    # 0.1 is a little less than a tenth; that must not make of one in ten one too many.
+    return missed / (most * (1 + 1e-9)) if most > 0 else 1.0 + missed
+
+
+def _ratio(value: float, limit: float) -> float:
+    if limit > 0:
+        return value / limit
+    return math.inf if value > 0 else 0.0
+
+
+def _best_the_same(expected: Array, found: Array, asked: TopK) -> tuple[int, int]:
+    """Return in how many places the best entries are the same, and how many places there are.
+
+    An entry as large as the least of the best is as good as that one.
+    """
+    want = np.moveaxis(expected, asked.axis, -1)
+    got = np.moveaxis(found, asked.axis, -1)
+    extent = want.shape[-1]
+    places = want.size // extent if extent else 0
+    k = min(asked.k, extent)
+    if not places:
+        return 0, 0
+    want, got = want.reshape(places, extent), got.reshape(places, extent)
+    same = 0
+    step = max(1, (1 << 20) // extent)
+    for start in range(0, places, step):
+        w, g = wide(want[start : start + step]), wide(got[start : start + step])
+        if k == 1:
+            best = g.argmax(axis=1)[:, None]
+            least = w.max(axis=1, keepdims=True)
+        else:
+            best = np.argpartition(-g, k - 1, axis=1)[:, :k]
+            least = np.partition(w, extent - k, axis=1)[:, extent - k, None]
+        same += int((np.take_along_axis(w, best, axis=1) >= least).all(axis=1).sum())
+    return same, places
+
+
+@dataclass(slots=True)
+class _Figures:
+    """Sums and maxima over two arrays of one shape.
+
+    Attributes:
+        max_abs: Largest difference, where both are finite.
+        largest: Largest finite magnitude expected.
+        used: Largest share of the tolerance that an element uses up.
+        special: Elements where one side only is finite, or the infinities differ.
+        signal: Sum of the squares of what is expected.
+        noise: Sum of the squares of the differences.
+        other: Sum of the squares of what is found.
+        product: Sum of the products of both.
+        elements: How many there are.
+    """
+
+    max_abs: float = 0.0
+    largest: float = 0.0
+    used: float = 0.0
+    special: int = 0
+    signal: float = 0.0
+    noise: float = 0.0
+    other: float = 0.0
+    product: float = 0.0
+    elements: int = 0
+
+    @classmethod
+    def of(
+        cls, expected: Array, found: Array, tolerance: Tolerance | None, *, powers: bool
+    ) -> _Figures:
+        """Measure ``found``; what is to be held against a tolerance, and powers, on demand only."""
+        figures = cls(elements=expected.size)
+        flat, other = expected.reshape(-1), found.reshape(-1)
+        for start in range(0, flat.size, PIECE):
+            want, got = wide(flat[start : start + PIECE]), wide(other[start : start + PIECE])
+            figures._add(want, got, tolerance, powers=powers)
+        return figures
+
+    def _add(self, want: Array, got: Array, tolerance: Tolerance | None, *, powers: bool) -> None:
+        with np.errstate(invalid="ignore", over="ignore"):
+            error = np.abs(got - want)
+        size = np.abs(want)
+        most = float(error.max())
+        if not math.isfinite(most):
+            error = errors(want, got)
+            self.special += int(np.isinf(error).sum())
+            usable = np.isfinite(error) & np.isfinite(size)
+            error, size, want, got = error[usable], size[usable], want[usable], got[usable]
+            most = float(error.max(initial=0.0))
+        self.max_abs = max(self.max_abs, most)
+        self.largest = max(self.largest, float(size.max(initial=0.0)))
+        if tolerance is not None and most:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                used = np.where(error == 0, 0.0, error / allowed(want, tolerance))
+            self.used = max(self.used, float(used.max(initial=0.0)))
+        if powers:
+            self.signal += _product(size, size)
+            self.noise += _product(error, error)
+            self.other += _product(got, got)
+            self.product += _product(want, got)
+
+    @property
+    def scale(self) -> float:
+        """The largest magnitude expected; 1 where all is 0, which has no scale."""
+        return self.largest or 1.0
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to noise; a signal of nothing but zeros counts as ones."""
+        if not self.noise:
+            return math.inf
+        return 10 * math.log10((self.signal or self.elements) / self.noise)
+
+    @property
+    def cosine(self) -> float:
+        """1 of two arrays of zeros, 0 where only one is."""
+        if not self.signal or not self.other:
+            return float(self.signal == self.other)
+        return self.product / math.sqrt(self.signal) / math.sqrt(self.other)
+
+
+def _product(left: Array, right: Array) -> float:
+    # Not a BLAS dot product: on pieces of this size its threads wait for each other.
+    return float(np.einsum("i,i->", left, right.conj()).real)
