@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
+from optc.optimizer.arrays import dtype_name
 from optc.optimizer.model_file import ModelFile, load_graph, read_model
 from optc.optimizer.partition import Off, Question, Refused, by_rule
 from optc.optimizer.progress import Progress
@@ -16,7 +19,10 @@ from optc.passes.graph import all_nodes, bodies_of, finish, reads
 from optc.passes.pipeline import AfterStep, PipelineReport, optimise
 from optc.passes.shape import Shapes, annotate, infer
 from optc.specs.check import CheckedSpec
+from optc.specs.compile_spec import Range
 from optc.specs.diagnostic import Diagnostic
+from optc.specs.manifest import Tensor
+from optc.specs.model_problem import ResolvedInput
 
 
 @dataclass(slots=True)
@@ -42,6 +48,37 @@ class Prepared:
     question: Question
     ops: dict[str, str]
     notes: list[Diagnostic]
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The inputs, in the model's order."""
+        return tuple(_tensor(tensor, self.checked.inputs) for tensor in self.graph.inputs)
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """The outputs, in the model's order."""
+        return tuple(_tensor(tensor, {}) for tensor in self.graph.outputs)
+
+    @property
+    def profiles(self) -> tuple[dict[str, Range], ...]:
+        """The optimisation profiles."""
+        return self.checked.profiles
+
+
+def _tensor(tensor: gs.Tensor, asked: Mapping[str, ResolvedInput]) -> Tensor:
+    range_ = asked[tensor.name].range if tensor.name in asked else None
+    return Tensor(name=tensor.name, range=range_, **type_of(tensor))
+
+
+def type_of(tensor: gs.Tensor) -> dict[str, Any]:
+    """Return dtype and shape of an annotated tensor, as a manifest has them."""
+    proto = getattr(tensor, "proto", None)
+    if proto is not None:
+        return {"dtype": tensor.type.removesuffix("_type"), "shape": None}
+    dtype = "unknown" if tensor.dtype is None else dtype_name(np.dtype(tensor.dtype))
+    if tensor.shape is None or any(extent is None for extent in tensor.shape):
+        return {"dtype": dtype, "shape": None}
+    return {"dtype": dtype, "shape": tuple(tensor.shape)}
 
 
 def prepare(checked: CheckedSpec, progress: Progress, after: AfterStep | None = None) -> Prepared:

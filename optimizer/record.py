@@ -10,17 +10,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from optc import __version__
-from optc.optimizer.arrays import dtype_name
 from optc.optimizer.engine import EngineBuilder
 from optc.optimizer.package import PackageWriter
 from optc.optimizer.partition import Plan, Round, profile_shapes
 from optc.optimizer.precision import Kept
 from optc.optimizer.precision_choice import Choice, kept_in
-from optc.optimizer.prepare import Prepared
+from optc.optimizer.prepare import Prepared, type_of
 from optc.optimizer.summary import Outcome
 from optc.passes.graph import export_model, without_input_extents
 from optc.passes.precision import DTYPES
@@ -102,7 +100,7 @@ def manifest_of(
         files: Stage -> path of its ONNX in the package.
         engines: Stage and target name -> the engine's record; empty for a plan.
     """
-    checked, graph = prepared.checked, prepared.graph
+    checked = prepared.checked
     spec = checked.spec
     ids = {stage: index for index, stage in enumerate(decided.stages)}
     return Manifest(
@@ -118,8 +116,8 @@ def manifest_of(
         ),
         precision=spec.precision.model_dump(mode="json"),
         evidence=_plain(decided.choice.evidence) if decided.choice else None,
-        inputs=tuple(_tensor(t, checked.inputs) for t in graph.inputs),
-        outputs=tuple(_tensor(t) for t in graph.outputs),
+        inputs=prepared.inputs,
+        outputs=prepared.outputs,
         profiles=checked.profiles,
         stages=tuple(
             _stage(prepared, decided, stage, ids[stage], files[stage], engines)
@@ -179,7 +177,7 @@ def _stage(
         inputs=stage.inputs,
         outputs=stage.outputs,
         tensors={
-            name: written.TensorType(**_type_of(tensors[name]))
+            name: written.TensorType(**type_of(tensors[name]))
             for name in (*stage.inputs, *stage.outputs)
         },
         nodes=stage.nodes,
@@ -283,23 +281,6 @@ def _float_of(node: gs.Node) -> str | None:
 
 def _op(node: gs.Node) -> str:
     return f"{node.domain}::{node.op}" if node.domain else str(node.op)
-
-
-def _tensor(tensor: gs.Tensor, inputs: Mapping[str, Any] | None = None) -> written.Tensor:
-    asked = (inputs or {}).get(tensor.name)
-    return written.Tensor(
-        name=tensor.name, range=asked.range if asked else None, **_type_of(tensor)
-    )
-
-
-def _type_of(tensor: gs.Tensor) -> dict[str, Any]:
-    proto = getattr(tensor, "proto", None)
-    if proto is not None:
-        return {"dtype": tensor.type.removesuffix("_type"), "shape": None}
-    dtype = "unknown" if tensor.dtype is None else dtype_name(np.dtype(tensor.dtype))
-    if tensor.shape is None or any(extent is None for extent in tensor.shape):
-        return {"dtype": dtype, "shape": None}
-    return {"dtype": dtype, "shape": tuple(tensor.shape)}
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from optc.optimizer.capability import check_targets
 from optc.optimizer.oracle import Oracle
 from optc.passes.precision import NodePrecision
 from optc.specs.compile_spec import Target
-from optc.specs.diagnostic import Place, SpecError
+from optc.specs.diagnostic import Diagnostic, Place, SpecError
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +24,13 @@ def refused(oracle: Oracle, precisions: set[NodePrecision], capability: str) -> 
     """Return the problems that a target of this compute capability has with ``precisions``."""
     place = Place("spec.yaml", 3, 1, 4, "precision: x")
     target = Target(name="gpu", compute_capability=capability)
+    found: tuple[Diagnostic, ...] = ()
     try:
         check_targets(precisions, [target], oracle, lambda precision: place)
     except SpecError as error:
-        assert all(d.code == "precision-not-on-target" for d in error.diagnostics)
-        assert all(d.place == place for d in error.diagnostics)
-        return [d.problem for d in error.diagnostics]
-    return []
+        found = error.diagnostics
+    assert all(d.code == "precision-not-on-target" and d.place == place for d in found)
+    return [d.problem for d in found]
 
 
 @pytest.mark.parametrize(
