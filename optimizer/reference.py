@@ -130,7 +130,7 @@ class OrtRunner:
         # Without this a product with weights of int8 rounds its other operand to 8 bits as well.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         # ONNX Runtime reads these arrays for as long as the session lives.
-        self._weights = {name: _ort_value(array) for name, array in (weights or {}).items()}
+        self._weights = {name: ort_value(array) for name, array in (weights or {}).items()}
         options.add_external_initializers(list(self._weights), list(self._weights.values()))
         source = model.SerializeToString() if isinstance(model, ModelProto) else str(model)
         self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -151,9 +151,9 @@ class OrtRunner:
             if not self._by_number:
                 found = self._session.run(None, feeds, self._run_options)
             else:
-                values = {name: _ort_value(array) for name, array in feeds.items()}
+                values = {name: ort_value(array) for name, array in feeds.items()}
                 found = self._session.run_with_ort_values(None, values, self._run_options)
-                found = [_array(value) for value in found]
+                found = [array_of(value) for value in found]
         except ORT_ERRORS as error:
             raise Rejected(str(error)) from error
         return dict(zip(self.outputs, found, strict=True))
@@ -352,7 +352,7 @@ def _first_line(error: BaseException) -> str:
 # --- values in and out ---------------------------------------------------------------------------
 
 
-def _ort_value(array: Array) -> ort.OrtValue:
+def ort_value(array: Array) -> ort.OrtValue:
     """Return ``array`` for ONNX Runtime, which reads it in place."""
     array = np.require(array, requirements=["C", "A"])
     if array.dtype.char in _NATIVE:
@@ -362,7 +362,7 @@ def _ort_value(array: Array) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, number)
 
 
-def _array(value: ort.OrtValue) -> Any:
+def array_of(value: ort.OrtValue) -> Any:
     """Return a copy of what ONNX Runtime gave back, in the dtype ONNX means."""
     if not value.is_tensor():
         raise Rejected("a model with bfloat16 or float8 outputs cannot give a sequence back, too")

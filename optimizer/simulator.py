@@ -1,0 +1,510 @@
+"""A graph in low precision, node by node on the CPU: prepared once, each node's precision set per run.
+
+A node in fp16 or bf16 reads what `passes.float_port` lets it read in that type, weights too, rounded
+to it; it computes in fp32, and its results are rounded again: what a GPU does that multiplies in the
+short type and adds up in fp32. ONNX Runtime's own fp16 kernels flatter: they keep fp32 from one
+operator to the next wherever they can. It remains an estimate, as a compiler that fuses operators
+rounds less often, and one that adds up in another order differs in the last digit.
+
+Only what follows from the nodes in low precision is computed; the rest is taken from a reference run
+in fp32, whose tensors are kept as far as memory allows.
+"""
+
+from __future__ import annotations
+
+import heapq
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import onnxruntime as ort
+from onnx import helper
+
+from optc.optimizer.made_up import available_bytes
+from optc.optimizer.node_session import (
+    NodeRejected,
+    NodeSession,
+    NodeSessions,
+    array_in,
+    bytes_of,
+    give_back_memory,
+    is_array,
+    rounding,
+    value_of,
+)
+from optc.optimizer.reference import Array, owned
+from optc.passes.determinism import RANDOM
+from optc.passes.float_port import FLOAT32, Ports, is_movement, nodes_of_sizes, ports
+from optc.passes.graph import all_nodes, bodies_of, reads
+from optc.passes.precision import DTYPES, Float, Lowering, NodePrecision
+from optc.passes.shape import Shapes
+from optc.specs.diagnostic import Diagnostic, ModelError
+
+See = Callable[[str, Array], None]
+"""Is shown a tensor: its name and its values, which it must not keep or change."""
+
+MOST_KEPT = 2 << 30
+"""Bytes that a reference, or the constants, take at most."""
+
+COMPARED_BYTES = 1 << 16
+"""Results up to this size are compared with the reference's: sizes and indices mostly stay."""
+
+
+def spare_bytes() -> int:
+    """Return the memory that may be used to save time: a quarter of what there is."""
+    available = available_bytes()
+    return MOST_KEPT if available is None else min(MOST_KEPT, available // 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A run in fp32.
+
+    Attributes:
+        outputs: Name -> array of each output of the graph, in order.
+        kept: Name -> value of the inputs, and of the tensors that there was memory for.
+    """
+
+    outputs: Mapping[str, Array]
+    kept: Mapping[str, ort.OrtValue] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A node of the main graph, its bodies with it.
+
+    Attributes:
+        node: The node.
+        reads: Names of what is computed or given, and that it or a body of it reads.
+        makes: Names of its outputs, omitted ones left out.
+    """
+
+    node: gs.Node
+    reads: tuple[str, ...]
+    makes: tuple[str, ...]
+
+    @property
+    def nodes(self) -> Iterator[gs.Node]:
+        """The node and those in its bodies."""
+        yield self.node
+        for body in bodies_of(self.node):
+            yield from all_nodes(body)
+
+
+class Simulator:
+    """A graph whose nodes can be computed in low precision.
+
+    Args:
+        graph: In normal form; fp32 for the most part. It is not changed and must not be while the
+            simulator lives.
+        shapes: What was inferred of it.
+        floats: What nodes in int8 and fp8 take and give.
+        amax: Name of a tensor -> the largest magnitude that its quantised values stand for.
+
+    Attributes:
+        runs: How often `run` ran.
+    """
+
+    def __init__(
+        self,
+        graph: gs.Graph,
+        shapes: Shapes,
+        *,
+        floats: Float,
+        amax: Mapping[str, float] | None = None,
+    ) -> None:
+        self.runs = 0
+        self._graph = graph
+        self._shapes = shapes
+        self._floats = floats
+        self._amax = dict(amax or {})
+        self._steps = [_step(node) for node in graph.nodes]
+        self._step_of = {
+            node.name: index for index, step in enumerate(self._steps) for node in step.nodes
+        }
+        self._outputs = tuple(tensor.name for tensor in graph.outputs)
+        self._sizes = nodes_of_sizes(graph, shapes)
+        self._sessions = NodeSessions(graph)
+        self._session_of: dict[int, NodeSession] = {}
+        self._session_with_bodies: dict[tuple[int, frozenset[Any]], NodeSession] = {}
+        self._ports: dict[tuple[int, Float], Ports | None] = {}
+        self._constants = _Constants()
+        weakref.finalize(self, give_back_memory).atexit = False
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions were made so far."""
+        return self._sessions.made
+
+    def reference(self, feeds: Mapping[str, Array]) -> Reference:
+        """Return a run in fp32 that later runs on the same input start from.
+
+        Raises:
+            ModelError: ``cannot-simulate``, ``simulation-failed``.
+        """
+        given = {name: value_of(np.asarray(array, order="C")) for name, array in feeds.items()}
+        kept = _Kept(spare_bytes(), always=self._drawn)
+        run = _Run(self, given, Lowering({}), kept.add)
+        run.compute(range(len(self._steps)))
+        return Reference(run.outputs(), {**given, **kept.values})
+
+    def run(
+        self,
+        reference: Reference,
+        nodes: Mapping[str, NodePrecision],
+        *,
+        see: See | None = None,
+    ) -> dict[str, Array]:
+        """Return the graph's outputs with some nodes in low precision.
+
+        Args:
+            reference: A run of this simulator on the input that is meant.
+            nodes: Name of a node, also of one in a body -> its precision; the others compute in
+                fp32, and so do nodes that cannot do otherwise.
+            see: Is shown each tensor of the main graph that may differ from the reference's.
+
+        Raises:
+            ModelError: ``cannot-simulate``, ``simulation-failed``.
+        """
+        self.runs += 1
+        lowering = Lowering(nodes, self._floats, self._amax)
+        run = _Run(self, reference.kept, lowering, None if see is None else _shower(see))
+        run.compute(self._needed(reference.kept, run.lowered))
+        return run.outputs(reference)
+
+    def tensors(
+        self, feeds: Mapping[str, Array], wanted: Collection[str], see: See
+    ) -> dict[str, Array]:
+        """Return the graph's outputs in fp32, and show each of the wanted tensors on the way.
+
+        Args:
+            feeds: Name -> array of each input.
+            wanted: Names of tensors of the main graph, inputs and constants too.
+            see: Is shown each of them that is a tensor, once.
+
+        Raises:
+            ModelError: ``cannot-simulate``, ``simulation-failed``.
+        """
+        names = frozenset(wanted)
+        given = {name: value_of(np.asarray(array, order="C")) for name, array in feeds.items()}
+        shown = _shower(see)
+        for name in names & given.keys():
+            shown(name, given[name])
+        for name in names & self._constant_of.keys():
+            see(name, _stored(self._constant_of[name]))
+        run = _Run(
+            self, given, Lowering({}), lambda name, value: name in names and shown(name, value)
+        )
+        run.compute(range(len(self._steps)))
+        return run.outputs()
+
+    # -- what follows from the graph
+
+    @cached_property
+    def _drawn(self) -> frozenset[str]:
+        """Names of tensors of random numbers: drawn again they would be others."""
+        drawn = [step for step in self._steps if step.node.op in RANDOM]
+        return frozenset(name for step in drawn for name in step.makes)
+
+    @cached_property
+    def _constant_of(self) -> dict[str, gs.Constant]:
+        inputs = (tensor for step in self._steps for tensor in step.node.inputs)
+        return {tensor.name: tensor for tensor in inputs if isinstance(tensor, gs.Constant)}
+
+    def _dtype_of(self, tensor: gs.Tensor) -> np.dtype[Any] | None:
+        if isinstance(tensor, gs.Constant):
+            found: np.dtype[Any] = np.dtype(tensor.dtype)
+            return found
+        return self._shapes.dtype(tensor.name)
+
+    def _ports_of(self, index: int, precision: Float) -> Ports | None:
+        """Return what of a step takes the type; None where it stays in fp32."""
+        key = (index, precision)
+        if key not in self._ports:
+            node = self._steps[index].node
+            found = ports(node, self._dtype_of, precision, sizes=self._sizes)
+            self._ports[key] = None if isinstance(found, str) else found
+        return self._ports[key]
+
+    def _lowered(self, lowering: Lowering) -> dict[int, dict[str, NodePrecision]]:
+        """Return the number of each step that is not as in fp32 -> its nodes in low precision."""
+        found: dict[int, dict[str, NodePrecision]] = {}
+        for name, precision in lowering.nodes.items():
+            index = self._step_of[name]
+            floats = lowering.float_of(name)
+            if precision in ("int8", "fp8") or (
+                floats != "fp32" and (self._in_body(name) or self._ports_of(index, floats))
+            ):
+                found.setdefault(index, {})[name] = precision
+        return found
+
+    def _in_body(self, name: str) -> bool:
+        return bool(self._steps[self._step_of[name]].node.name != name)
+
+    def _is_exact(self, node: gs.Node, found: Ports) -> bool:
+        """Whether the results need no rounding, as what the node reads is rounded."""
+        floats = [i for i, t in enumerate(node.inputs) if t.name and self._dtype_of(t) == FLOAT32]
+        return (
+            is_movement(node)
+            and bool(floats)
+            and floats == list(found.inputs)
+            and not any(isinstance(value, float) for value in node.attrs.values())
+        )
+
+    def _needed(self, known: Mapping[str, Any], lowered: Mapping[int, Any]) -> list[int]:
+        """Return the steps that what may change needs, in order: it, and what was not kept of it."""
+        changed: set[str] = set()
+        follows = []
+        for index, step in enumerate(self._steps):
+            follows.append(index in lowered or not changed.isdisjoint(step.reads))
+            if follows[-1]:
+                changed.update(step.makes)
+        needed = []
+        missing: set[str] = set()
+        for index in reversed(range(len(self._steps))):
+            step = self._steps[index]
+            if follows[index] or not missing.isdisjoint(step.makes):
+                needed.append(index)
+                missing.update(name for name in step.reads if name not in known)
+        return needed[::-1]
+
+
+def _step(node: gs.Node) -> _Step:
+    read = (tensor.name for tensor in reads(node) if not isinstance(tensor, gs.Constant))
+    made = (tensor.name for tensor in node.outputs if tensor.name)
+    return _Step(node, tuple(dict.fromkeys(read)), tuple(made))
+
+
+def _stored(constant: gs.Constant) -> Array:
+    """Return the values of a constant, which stays as it is: asked for them it would hold them."""
+    stored = constant._values
+    found: Array = stored if isinstance(stored, np.ndarray) else stored.load()
+    return found
+
+
+def _shower(see: See) -> Callable[[str, ort.OrtValue], None]:
+    def show(name: str, value: ort.OrtValue) -> None:
+        if is_array(value):
+            see(name, array_in(value))
+
+    return show
+
+
+class _Run:
+    """One walk over the steps.
+
+    Args:
+        simulator: Whose steps.
+        known: Values that need not be computed, by name: the inputs at least.
+        lowering: What nodes compute in.
+        made: Is told of each value that is not the reference's.
+    """
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        known: Mapping[str, ort.OrtValue],
+        lowering: Lowering,
+        made: Callable[[str, ort.OrtValue], object] | None,
+    ) -> None:
+        self.simulator = simulator
+        self.known = known
+        self.lowering = lowering
+        self.lowered = simulator._lowered(lowering)
+        self.made = made
+        self.values: dict[str, ort.OrtValue] = {}
+        self.changed: set[str] = set()  # what is not as in the reference
+        self.rounded: dict[str, dict[Float, ort.OrtValue]] = {}
+        self.type_of: dict[str, Float] = {}  # of what was computed in a short type
+
+    def compute(self, steps: Collection[int]) -> None:
+        """Compute steps, given in order, and let go of what none of the rest reads."""
+        every = self.simulator._steps
+        last = {name: i for i in steps for name in (*every[i].reads, *every[i].makes)}
+        for name in self.simulator._outputs:
+            last.pop(name, None)
+        for index in steps:
+            step = every[index]
+            as_reference = index not in self.lowered and self.changed.isdisjoint(step.reads)
+            is_known = all(name in self.known for name in step.makes)
+            if not (is_known and (as_reference or step.node.op in RANDOM)):
+                for name, value in zip(step.makes, self.results(index), strict=True):
+                    self.take(name, value, as_reference)
+            for name in (*step.reads, *step.makes):
+                if last.get(name) == index:
+                    self.values.pop(name, None)
+                    self.rounded.pop(name, None)
+
+    def take(self, name: str, value: ort.OrtValue, as_reference: bool) -> None:
+        """Keep a result, unless it turns out to be the reference's."""
+        if not as_reference and _is_same(value, self.known.get(name)):
+            self.type_of.pop(name, None)
+            return
+        self.values[name] = value
+        if not as_reference:
+            self.changed.add(name)
+        if self.made is not None and not (as_reference and self.lowered):
+            self.made(name, value)
+
+    def value(self, name: str) -> ort.OrtValue:
+        found = self.values.get(name)
+        return self.known[name] if found is None else found
+
+    def outputs(self, reference: Reference | None = None) -> dict[str, Array]:
+        """Return the graph's outputs; those that were not computed are the reference's."""
+        found = {}
+        for name in self.simulator._outputs:
+            if reference is not None and name not in self.values:
+                found[name] = reference.outputs[name]
+            elif is_array(self.value(name)):
+                found[name] = owned(array_in(self.value(name)))
+        return found
+
+    # -- one step
+
+    def results(self, index: int) -> list[ort.OrtValue]:
+        step = self.simulator._steps[index]
+        if bodies_of(step.node):
+            return self.with_bodies(index)
+        floats = self.lowering.float_of(step.node.name)
+        found = None if floats == "fp32" else self.simulator._ports_of(index, floats)
+        if found is None:
+            given = [self.read(tensor) for tensor in step.node.inputs if tensor.name]
+            return self.call(index, given)
+        given = [
+            self.read(tensor, floats if place in found.inputs else None)
+            for place, tensor in enumerate(step.node.inputs)
+            if tensor.name
+        ]
+        results = self.call(index, given)
+        places = [place for place, tensor in enumerate(step.node.outputs) if tensor.name]
+        exact = self.simulator._is_exact(step.node, found)
+        for number, (place, name) in enumerate(zip(places, step.makes, strict=True)):
+            if place in found.outputs:
+                self.type_of[name] = floats
+                if not exact:
+                    results[number] = _rounded(results[number], floats)
+        return results
+
+    def read(self, tensor: gs.Tensor, to: Float | None = None) -> ort.OrtValue:
+        """Return the value of a tensor, rounded where it is not yet."""
+        if isinstance(tensor, gs.Constant):
+            return self.simulator._constants.value(tensor, to)
+        name = tensor.name
+        if to is None or (name in self.values and self.type_of.get(name) == to):
+            return self.value(name)
+        known = self.rounded.setdefault(name, {})
+        if to not in known:
+            known[to] = _rounded(self.value(name), to)
+        return known[to]
+
+    def with_bodies(self, index: int) -> list[ort.OrtValue]:
+        """Return the results of a control-flow node: one session for each choice of precisions."""
+        simulator, step = self.simulator, self.simulator._steps[index]
+        given = {name: self.value(name) for name in step.reads}
+        sessions = simulator._session_with_bodies
+        key = (index, frozenset(self.lowered.get(index, {}).items()))
+        if key not in sessions:
+            with _quoted(step.node, "cannot-simulate"):
+                model = simulator._sessions.model(step.node, given, step.makes)
+                sessions[key] = simulator._sessions.of_model(model, list(given.values()))
+        with _quoted(step.node, "simulation-failed"):
+            return sessions[key].run(list(given.values()))
+
+    def call(self, index: int, given: list[ort.OrtValue]) -> list[ort.OrtValue]:
+        node = self.simulator._steps[index].node
+        sessions = self.simulator._session_of
+        if index not in sessions:
+            with _quoted(node, "cannot-simulate"):
+                sessions[index] = self.simulator._sessions.of_node(node, given)
+        with _quoted(node, "simulation-failed"):
+            return sessions[index].run(given)
+
+
+def _is_same(value: ort.OrtValue, other: ort.OrtValue | None) -> bool:
+    """Whether two values are the same, as far as it can be told in no time."""
+    if other is None or not 0 < bytes_of(value) <= COMPARED_BYTES:
+        return False
+    left, right = array_in(value), array_in(other)
+    return (
+        left.dtype == right.dtype
+        and left.shape == right.shape
+        and left.tobytes() == right.tobytes()
+    )
+
+
+def _rounded(value: ort.OrtValue, to: Float) -> ort.OrtValue:
+    return rounding(helper.np_dtype_to_tensor_dtype(DTYPES[to])).run([value])[0]
+
+
+@contextmanager
+def _quoted(node: gs.Node, code: str) -> Iterator[None]:
+    """Tell of a node that ONNX Runtime rejects, in its words."""
+    try:
+        yield
+    except NodeRejected as error:
+        raise ModelError(
+            Diagnostic(
+                code,
+                f"low precision cannot be simulated: ONNX Runtime {ort.__version__} does not compute "
+                f"`{node.name}` ({node.op}): {error}",
+                "set the precision of nodes by hand, or search where it runs",
+            )
+        ) from error
+
+
+class _Kept:
+    """Values that are kept until they take too much: then the largest go first.
+
+    Args:
+        limit: Bytes that they take at most.
+        always: Names of those that stay in any case.
+    """
+
+    def __init__(self, limit: int, always: Collection[str]) -> None:
+        self.values: dict[str, ort.OrtValue] = {}
+        self._limit = limit
+        self._always = always
+        self._bytes = 0
+        self._largest: list[tuple[int, int, str]] = []
+
+    def add(self, name: str, value: ort.OrtValue) -> None:
+        size = bytes_of(value)
+        self.values[name] = value
+        self._bytes += size
+        if name not in self._always:
+            # Of equally large ones those that go are spread over the graph.
+            spread = int(f"{len(self.values):032b}"[::-1], 2)
+            heapq.heappush(self._largest, (-size, spread, name))
+        while self._bytes > self._limit and self._largest:
+            size, _, name = heapq.heappop(self._largest)
+            self._bytes += size
+            del self.values[name]
+
+
+class _Constants:
+    """Values of constants, also rounded, those used last held as far as memory allows."""
+
+    def __init__(self) -> None:
+        self._limit = spare_bytes()
+        self._bytes = 0
+        self._held: dict[tuple[str, Float | None], ort.OrtValue] = {}
+
+    def value(self, tensor: gs.Constant, to: Float | None) -> ort.OrtValue:
+        key = (tensor.name, to)
+        found = self._held.pop(key, None)
+        if found is None:
+            found = self._held.get((tensor.name, None)) or value_of(_stored(tensor))
+            if to is not None:
+                found = _rounded(found, to)
+            self._bytes += bytes_of(found)
+        self._held[key] = found
+        while self._bytes > self._limit:
+            oldest = next(iter(self._held))
+            self._bytes -= bytes_of(self._held.pop(oldest))
+        return found
