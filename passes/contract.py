@@ -32,7 +32,7 @@ from optc.passes.opset import raise_opset
 if TYPE_CHECKING:
     from optc.passes.dimension import Dim
     from optc.passes.graph import Array
-    from optc.passes.precision import Lowering
+    from optc.passes.precision import Lowering, NodePrecision
     from optc.passes.shape import Shapes
 
 Group = Literal["clean", "fold", "fuse", "legalise", "lower"]
@@ -49,11 +49,13 @@ class Report:
             own among them where it was there before.
         removed: Name of a node that is gone and that no other node stands for -> why.
         skipped: Name of a node where the pattern was met -> why it was left alone.
+        precisions: Of a pass that lowers: name of a new node -> what it is to compute in.
     """
 
     merged: dict[str, tuple[str, ...]] = field(default_factory=dict)
     removed: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    precisions: dict[str, NodePrecision] = field(default_factory=dict)
 
     @property
     def changed(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import onnx_graphsurgeon as gs
@@ -246,6 +246,9 @@ class _Run:
             record.origins.update(found)
         for name in report.removed:
             record.origins.update(self.origins.get(name, ()))
+        if self.lowering is not None and report.precisions:
+            nodes = {**self.lowering.nodes, **report.precisions}
+            self.lowering = replace(self.lowering, nodes=nodes)
 
     def settle(self, pass_: Pass) -> None:
         """Bring the graph back to normal form after a change."""
