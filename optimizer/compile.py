@@ -103,6 +103,8 @@ def compile_package(
             hashing.join()
             progress.step("writing the package")
             files, records = write_models(prepared, decided, engines, writer)
+            if decided.choice and decided.choice.picture:
+                writer.write("precision.svg", decided.choice.picture)
             manifest = manifest_of(
                 prepared,
                 decided,
@@ -111,7 +113,9 @@ def compile_package(
                 files=files,
                 engines=records,
             )
-        outcome = Outcome(checked.path, folder, manifest, 0.0, notes=prepared.notes)
+        notes = [*prepared.notes, *decided.notes]
+        outcome = Outcome(checked.path, folder, manifest, 0.0, notes=notes)
+        outcome.precision = decided.choice.text if decided.choice else ""
         progress.step("running the package against the original")
         _hold(prepared, outcome, writer, progress)
         writer.write(manifest.report, report_of(prepared, decided, outcome))
@@ -150,7 +154,11 @@ def plan_package(
         manifest = manifest_of(
             prepared, decided, environment(workers), folder=None, files=files, engines={}
         )
-    return Planned(manifest, notes=prepared.notes)
+    return Planned(
+        manifest,
+        notes=[*prepared.notes, *decided.notes],
+        precision=decided.choice.text if decided.choice else "",
+    )
 
 
 def verify_package(

@@ -7,20 +7,40 @@ spec, rules ─ wanted ─> levels of each node
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from optc import __version__
+from optc.optimizer import precision_measure as measure
+from optc.optimizer.cache_folder import cache_folder
 from optc.optimizer.capability import check_targets
+from optc.optimizer.criteria import Criteria
+from optc.optimizer.made_up import Bound, bytes_needed, made_up
 from optc.optimizer.oracle import Oracle
 from optc.optimizer.partition import Off, Plan
-from optc.optimizer.precision import Kept, Wanted, wanted
+from optc.optimizer.precision import Judge, Kept, Wanted, wanted
+from optc.optimizer.precision_picture import picture_of
+from optc.optimizer.precision_report import evidence_of, text_of
+from optc.optimizer.precision_search import Candidate, Found, Problem, search
 from optc.optimizer.prepare import Prepared
 from optc.optimizer.progress import Progress
+from optc.optimizer.range_cache import Origin, identity_of, ranges_of
+from optc.optimizer.samples import Sample, check_no_leak, samples_of
+from optc.optimizer.simulator import Reference, See, Simulator
 from optc.passes.flops import is_product
-from optc.passes.precision import NodePrecision
-from optc.specs.compile_spec import Target
+from optc.passes.precision import DTYPES, NodePrecision
+from optc.passes.quantisation import EightBits, is_eight_bits, least_capability
+from optc.specs.compile_spec import Target, Verify
 from optc.specs.diagnostic import Diagnostic, Place
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(slots=True)
@@ -31,6 +51,7 @@ class Choice:
         nodes: Node of the main graph -> its precision, below fp32.
         kept: Node -> why it computes in more than the spec asks for.
         evidence: What was measured, for the manifest.
+        text: The same for people.
         picture: The trade-off as an SVG; None where nothing was measured.
         notes: What the user should know.
     """
@@ -38,6 +59,7 @@ class Choice:
     nodes: dict[str, NodePrecision]
     kept: dict[str, Kept]
     evidence: Mapping[str, Any] | None = None
+    text: str = ""
     picture: str | None = None
     notes: list[Diagnostic] = field(default_factory=list)
 
@@ -55,6 +77,9 @@ class Chooser:
         self._prepared = prepared
         self._oracle = oracle
         self._progress = progress
+        self._notes: list[Diagnostic] = []
+        self._digests: list[str] = []
+        self._amax: dict[str, float] = {}
         self.wanted = wanted(prepared)
 
     @property
@@ -70,12 +95,13 @@ class Chooser:
         """Keep in fp32 what TensorRT takes in fp32 only."""
         for name, why in refused.items():
             if self.wanted.levels.pop(name, None):
-                node = self._prepared.question.node(name)
-                self.wanted.kept[name] = Kept(name, node.op, "fp32", why.by, why.text)
+                self._keep(name, "fp32", why.by, why.text)
 
-    def calibrated(self) -> dict[str, float]:
-        """Return name of a tensor that is quantised -> the largest magnitude it stands for."""
-        return {}
+    def _keep(self, name: str, precision: NodePrecision, by: Judge, text: str) -> None:
+        node = self._prepared.question.node(name)
+        self.wanted.kept[name] = Kept(name, node.op, precision, by, text)
+
+    # --- before anything is built ----------------------------------------------------------------
 
     def check_targets(self, targets: Sequence[Target]) -> None:
         """Make sure that all targets compute in what nodes are lowered to.
@@ -94,27 +120,292 @@ class Chooser:
                 return checked.place("precision", "layers", index, "precision")
         return checked.place("precision", "default") or checked.place("precision")
 
+    # --- ranges ----------------------------------------------------------------------------------
+
+    def calibrated(self) -> dict[str, float]:
+        """Return name of a tensor that is quantised -> the largest magnitude it stands for.
+
+        Raises:
+            OptcError: As `ranges_of` and `samples_of`.
+        """
+        checked, graph = self._prepared.checked, self._prepared.graph
+        spec = checked.spec.precision
+        wanted = self.wanted.operands
+        if not wanted or spec.calibration is None:
+            return {}
+        self._progress.step("calibrating")
+        asked = spec.calibration
+        simulator = Simulator(graph, self._prepared.shapes, floats=self.wanted.floats)
+        tensors = {
+            node.inputs[index].name: None
+            for node in graph.nodes
+            if node.name in wanted
+            for index in wanted[node.name].activations
+        }
+        ranges = ranges_of(
+            Origin(
+                model=self._prepared.model.sha256,
+                graph=identity_of(graph),
+                precision=self._eight_bits,
+                method=asked.method,
+                percentile=asked.percentile if asked.method == "percentile" else None,
+            ),
+            self._calibration,
+            tensors,
+            simulator.tensors,
+            file=checked.path.parent / asked.cache if asked.cache else None,
+            progress=self._progress,
+        )
+        self._notes += ranges.notes
+        self._amax = dict(ranges.amax)
+        return self._amax
+
+    @property
+    def _eight_bits(self) -> EightBits:
+        """What is quantised, is quantised to this."""
+        used = {level for levels in self.wanted.levels.values() for level in levels}
+        return "fp8" if "fp8" in used else "int8"
+
+    # --- the search ------------------------------------------------------------------------------
+
     def choose(self, plans: Sequence[Plan]) -> Choice:
         """Return what each node computes in, and let ``plans`` do so."""
-        nodes = {name: levels[0] for name, levels in self.wanted.levels.items()}
-        choice = Choice(nodes, self.wanted.kept)
+        self._leave_out(plans)
+        levels = self.wanted.levels
+        nodes = {name: each[0] for name, each in levels.items()}
+        choice = Choice(nodes, self.wanted.kept, notes=self._notes)
+        if any(len(each) > 1 for each in levels.values()):
+            self._search(choice)
+        choice.nodes = {name: p for name, p in choice.nodes.items() if p != "fp32"}
         for plan in plans:
             lower(plan, choice, self.wanted, self._prepared)
         return choice
+
+    def _leave_out(self, plans: Sequence[Plan]) -> None:
+        """Leave in fp32 what runs in no engine as it is."""
+        for name in list(self.wanted.levels):
+            rewritten = not is_product(self._prepared.question.node(name))
+            if all(name in p.off or (rewritten and name in p.recipes) for p in plans):
+                del self.wanted.levels[name]
+
+    def _search(self, choice: Choice) -> None:
+        """Search the nodes that cost too much, and note in ``choice`` what was found."""
+        spec = self._prepared.checked.spec
+        samples = self._samples()
+        if not samples:
+            self._notes.append(
+                Diagnostic(
+                    "precision-not-measured",
+                    f"nothing is known of what {spec.precision.default} costs: there is no input "
+                    "to measure it on",
+                    "give real inputs with `verify: {data: ...}`",
+                    self._place(self.wanted.lowest),
+                    severity="warning",
+                )
+            )
+            return
+        self._progress.step("searching the precision of each node")
+        question = self._prepared.question
+        candidates = [
+            self._candidate(node, self.wanted.levels[node.name])
+            for node in self._prepared.graph.nodes
+            if node.name in self.wanted.levels
+        ]
+        simulator = Simulator(
+            self._prepared.graph,
+            self._prepared.shapes,
+            floats=self.wanted.floats,
+            amax=self._amax,
+        )
+        problem = Problem(
+            runs=_Spread(simulator, self.wanted),
+            samples=samples,
+            judge=Criteria.of(spec.verify, spec.precision.default, self._prepared.outputs),
+            candidates=candidates,
+            other_flops=sum(question.flops.values()) - sum(each.flops for each in candidates),
+        )
+        found = search(
+            problem, spec.precision.search, self._progress, journal=self._journal(problem)
+        )
+        choice.nodes.update(found.nodes)
+        choice.kept |= {
+            each.node: Kept(each.node, each.op, each.precision, "search", each.why, each.cost)
+            for each in found.kept
+        }
+        choice.evidence = evidence_of(found)
+        choice.text = text_of(found)
+        choice.picture = picture_of(found)
+        if not found.met or not found.complete:
+            self._notes.append(self._shortfall(found))
+
+    def _candidate(self, node: gs.Node, levels: tuple[NodePrecision, ...]) -> Candidate:
+        question = self._prepared.question
+        inputs = [t for t in node.inputs if t.name and not isinstance(t, gs.Constant)]
+        return Candidate(
+            name=node.name,
+            op=node.op,
+            flops=question.flops.get(node.name, 0),
+            levels=levels,
+            inputs=tuple(t.name for t in inputs if t.dtype == DTYPES["fp32"]),
+            outputs=tuple(t.name for t in node.outputs if t.name and t.dtype == DTYPES["fp32"]),
+        )
+
+    def _shortfall(self, found: Found) -> Diagnostic:
+        code = "precision-not-met" if not found.met else "precision-search-ended"
+        return Diagnostic(
+            code,
+            f"the search for precision: {found.reason or 'what was chosen is not exact enough'}",
+            "raise `precision.search.max_runs` and `max_seconds`"
+            if not found.complete
+            else "raise the tolerance under `verify`, or choose a higher precision",
+            self._place(self.wanted.lowest),
+            severity="warning",
+        )
+
+    # --- what it is searched on ------------------------------------------------------------------
+
+    def _samples(self) -> list[measure.Sample]:
+        """Return what to search on: data to verify with, else to calibrate with, and made-up input.
+
+        With int8 and fp8 input is made up only where there is nothing else: what is quantised with
+        the ranges of real input says nothing of noise.
+        """
+        checked = self._prepared.checked
+        verify, precision = checked.spec.verify, checked.spec.precision
+        data = [
+            measure.Sample(sample.name, sample.load, group)
+            for group, patterns in _patterns(verify)
+            for sample in self._read(patterns)
+        ]
+        quantised = self.wanted.lowest in ("int8", "fp8")
+        if quantised and not data and precision.calibration:
+            data = [measure.Sample(sample.name, sample.load) for sample in self._calibration]
+            self._notes.append(
+                Diagnostic(
+                    "searched-on-calibration",
+                    "the precision of nodes is searched on the data to calibrate with, which fit "
+                    "the ranges better than others will",
+                    "give other inputs with `verify: {data: ...}`",
+                    checked.place("precision", "calibration"),
+                    severity="note",
+                )
+            )
+        chosen = _evenly(data, precision.search.max_samples)
+        if not (quantised and chosen) and (made_up := self._made_up()):
+            chosen.insert(0, made_up)
+        return chosen
+
+    @cached_property
+    def _calibration(self) -> list[Sample]:
+        """The samples to calibrate with."""
+        checked = self._prepared.checked
+        calibration = checked.spec.precision.calibration
+        if calibration is None:
+            return []
+        return samples_of(
+            checked.path.parent,
+            calibration.data,
+            self._prepared,
+            calibration.images,
+            place=lambda *keys: checked.place("precision", "calibration", *keys),
+            progress=self._progress,
+        )
+
+    def _read(self, patterns: Sequence[str]) -> list[Sample]:
+        folder = self._prepared.checked.path.parent
+        found = samples_of(folder, patterns, self._prepared, progress=self._progress)
+        check_no_leak(self._calibration, found)
+        self._digests += [sample.digest for sample in found]
+        return found
+
+    def _made_up(self) -> measure.Sample | None:
+        """Return made-up input of the best shapes of the first profile, as verification has it."""
+        inputs = self._prepared.checked.inputs
+        profile = self._prepared.profiles[0]
+        if not all(tensor.dtype for tensor in inputs.values()):
+            return None  # a sequence or a map
+        if bytes_needed(inputs, profile, "opt") > Bound.here().bytes:
+            return None
+        return measure.Sample("made-up input, opt", lambda: made_up(inputs, profile, "opt"))
+
+    def _journal(self, problem: Problem) -> measure.Journal:
+        """Return the journal of this search: of this model, data, and demands."""
+        checked = self._prepared.checked
+        asked = checked.spec.model_dump(mode="json", include={"precision", "verify", "inputs"})
+        asked["precision"].pop("search")
+        depends_on = [
+            __version__,
+            self._prepared.model.sha256,
+            asked,
+            [profile.items() for profile in self._prepared.profiles],
+            [(each.name, each.levels) for each in problem.candidates],
+            sorted(self._amax.items()),
+            self._digests,
+        ]
+        key = hashlib.sha256(json.dumps(depends_on, default=str).encode()).hexdigest()
+        return measure.Journal(cache_folder() / "precision" / f"{key[:32]}.jsonl", key)
+
+
+class _Spread:
+    """A simulator that is told of a node with bodies what is meant for the nodes in them."""
+
+    def __init__(self, simulator: Simulator, wanted: Wanted) -> None:
+        self._simulator = simulator
+        self._wanted = wanted
+
+    def reference(self, feeds: Mapping[str, Array]) -> Reference:
+        return self._simulator.reference(feeds)
+
+    def run(
+        self, reference: Reference, nodes: Mapping[str, NodePrecision], *, see: See | None = None
+    ) -> dict[str, Array]:
+        return self._simulator.run(reference, self._wanted.spread(nodes), see=see)
+
+    def tensors(
+        self, feeds: Mapping[str, Array], wanted: Collection[str], see: See
+    ) -> dict[str, Array]:
+        return self._simulator.tensors(feeds, wanted, see)
+
+
+def _patterns(verify: Verify | None) -> Iterator[tuple[str | None, Sequence[str]]]:
+    """Yield each group of data to verify with, and its files; None for what is in no group."""
+    if verify is not None:
+        if verify.data:
+            yield None, verify.data
+        for name, group in verify.groups.items():
+            yield name, group.data
+
+
+def _evenly(samples: list[measure.Sample], most: int) -> list[measure.Sample]:
+    """Return at most ``most`` samples, taken evenly from all."""
+    if len(samples) <= most:
+        return samples
+    return [samples[number * len(samples) // most] for number in range(most)]
 
 
 def lower(plan: Plan, choice: Choice, wanted: Wanted, prepared: Prepared) -> None:
     """Let ``plan`` compute in what was chosen, where it is on TensorRT.
 
     A node that is rewritten for the target computes in fp32, as the search did not see what it
-    became; but the product in it, if it is one, is the node's own.
+    became; but the product in it, if it is one, is the node's own. Where the target would multiply
+    floats whatever is quantised, nothing is.
     """
     chosen: dict[str, NodePrecision] = {}
     for name, precision in choice.nodes.items():
-        rewritten = name in plan.recipes and not is_product(prepared.question.node(name))
-        if name not in plan.off and not rewritten:
-            chosen[name] = precision
+        node = prepared.question.node(name)
+        if name in plan.off or (name in plan.recipes and not is_product(node)):
+            continue
+        in_vain = is_eight_bits(precision) and is_in_vain(node.op, precision, plan.target)
+        chosen[name] = wanted.floats if in_vain else precision
     plan.lowered = wanted.spread(chosen)
+
+
+def is_in_vain(op: str, precision: EightBits, target: Target) -> bool:
+    """Whether ``target`` multiplies floats where operands are quantised."""
+    least, has = least_capability(op, precision), target.compute_capability
+    if has is None or least is None:
+        return least is None
+    return tuple(map(int, has.split("."))) < tuple(map(int, least.split(".")))
 
 
 def kept_in(
@@ -142,6 +433,10 @@ def kept_in(
             found.append(Kept(name, op, "fp32", raised.by, raised.text))
         elif name in choice.kept:
             found.append(choice.kept[name])
+        elif plans[0].lowered.get(name, choice.nodes.get(name)) != choice.nodes.get(name):
+            least = least_capability(op, choice.nodes[name])  # type: ignore[arg-type]
+            text = f"TensorRT multiplies {op} in {choice.nodes[name]} from compute capability {least} on"
+            found.append(Kept(name, op, plans[0].lowered[name], "rule", text))
         elif name in choice.nodes and name not in plans[0].lowered and name in plans[0].recipes:
             passes = ", ".join(plans[0].recipes[name].recipe.passes)
             found.append(Kept(name, op, "fp32", "rule", f"rewritten for TensorRT by {passes}"))

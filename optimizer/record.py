@@ -24,6 +24,7 @@ from optc.passes.graph import export_model, without_input_extents
 from optc.passes.precision import DTYPES
 from optc.passes.split import Stage
 from optc.specs import manifest as written
+from optc.specs.diagnostic import Diagnostic
 from optc.specs.manifest import Manifest
 
 
@@ -74,6 +75,11 @@ class Decided:
         }
         legalised = {stage: engines.legalised(stage) for stage in users if stage.recipes}
         return cls(plans, rounds, legalised, kept, choice)
+
+    @property
+    def notes(self) -> Sequence[Diagnostic]:
+        """What the user should know of the precision."""
+        return self.choice.notes if self.choice else ()
 
     @property
     def stages(self) -> list[Stage]:

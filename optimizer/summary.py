@@ -39,6 +39,7 @@ class Outcome:
         verification: What holding the package against the original gave.
         unmet: What of ``verify:`` and ``gate:`` is not met.
         notes: Warnings and notes.
+        precision: What the search for precision found, as text; "" where there was none.
     """
 
     spec: Path
@@ -48,6 +49,7 @@ class Outcome:
     verification: Verification | None = None
     unmet: list[Diagnostic] = field(default_factory=list)
     notes: list[Diagnostic] = field(default_factory=list)
+    precision: str = ""
 
     @property
     def diagnostics(self) -> list[Diagnostic]:
@@ -79,6 +81,8 @@ class Outcome:
     def print(self) -> None:
         """Print the outcome for people."""
         print_stages(self.manifest)
+        if self.precision:
+            print(f"precision, simulated: {self.precision}")
         if self.verification is not None:
             print(self.verification.render())
         state = "written, but not all that was asked for is met" if self.unmet else "written"
@@ -92,10 +96,12 @@ class Planned:
     Attributes:
         manifest: As it would be, without files and engines.
         notes: Warnings and notes.
+        precision: As in `Outcome`.
     """
 
     manifest: Manifest
     notes: list[Diagnostic] = field(default_factory=list)
+    precision: str = ""
 
     @property
     def diagnostics(self) -> list[Diagnostic]:
@@ -109,6 +115,8 @@ class Planned:
     def print(self) -> None:
         """Print the plan for people."""
         print_stages(self.manifest)
+        if self.precision:
+            print(f"precision, simulated: {self.precision}")
         symbols = sorted({name for profile in self.manifest.profiles for name in profile})
         if symbols:
             print(f"symbols: {', '.join(symbols)}")
@@ -135,7 +143,8 @@ def print_stages(manifest: Manifest) -> None:
         )
         console.print(_table(stages, target.name))
     stages = manifest.stages
-    for line in (*_rewritten(stages), *_kept(stages), *_reasons(stages)):
+    lines = (*_rewritten(stages), *_kept(stages), *_reasons(stages))
+    for line in lines:
         console.print(line)
 
 
@@ -210,27 +219,19 @@ def _rewritten(stages: Iterable[Stage]) -> list[str]:
 
 
 def _kept(stages: Iterable[Stage]) -> list[str]:
-    """Return a line for each node that the search keeps, the costliest first, and for each rule."""
+    """Return a line for each reason, other than its cost, to keep nodes in more than asked for."""
     kept = [each for stage in stages if stage.precision for each in stage.precision.kept]
-    kept.sort(key=lambda each: -(each.cost or 0.0))
-    searched = [each for each in kept if each.by == "search"]
-    lines = [
-        f"kept in {each.precision}: {each.op} `{each.node}`; {each.text}"
-        for each in searched[:MOST_REASONS]
-    ]
-    if len(searched) > MOST_REASONS:
-        lines.append(f"and {len(searched) - MOST_REASONS} more nodes in the manifest")
-    others = Counter(
+    reasons = Counter(
         (each.op, each.precision, each.by, " ".join(each.text.split()))
         for each in kept
         if each.by != "search"
     )
-    shown = others.most_common(MOST_REASONS)
-    for (op, precision, by, text), count in shown:
+    lines = []
+    for (op, precision, by, text), count in reasons.most_common(MOST_REASONS):
         said = shorten(text, MOST_CHARACTERS, placeholder=" …")
         lines.append(f"kept in {precision}: {op} x{count}; {by}: {said}")
-    if len(others) > len(shown):
-        lines.append(f"and {len(others) - len(shown)} more reasons in the manifest")
+    if len(reasons) > MOST_REASONS:
+        lines.append(f"and {len(reasons) - MOST_REASONS} more reasons in the manifest")
     return lines
 
 
