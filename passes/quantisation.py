@@ -23,7 +23,7 @@ to four channels a group, a depthwise one to many times its size: it stays in fl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
 
@@ -241,7 +241,7 @@ def _along(scale: Array | np.float32, axis: int | None, rank: int) -> Array:
 
 def identities(
     tensor: gs.Tensor,
-    is_low: Callable[[gs.Node], bool],
+    products: Container[str],
     is_float: Callable[[gs.Node], bool],
     dims_of: Callable[[gs.Tensor], object],
 ) -> list[tuple[gs.Node, int]]:
@@ -253,20 +253,20 @@ def identities(
 
     Args:
         tensor: What products read quantised.
-        is_low: Whether a node is a product that is quantised to what ``tensor`` is.
+        products: Names of the products that are quantised to the same precision.
         is_float: Whether an Add computes in the floats that are around quantised products.
         dims_of: Returns the extents of a tensor; None where they are not known.
     """
     found = []
     for reader in {id(node): node for node in tensor.outputs}.values():
-        if is_low(reader):
+        if reader.name in products:
             continue
         if reader.op != "Add" or reader.domain or not is_float(reader):
             return []
         left, right = reader.inputs
         other = right if left is tensor else left
         maker = other.inputs[0] if other.inputs else None
-        if other is tensor or maker is None or not is_low(maker):
+        if other is tensor or maker is None or maker.name not in products:
             return []
         if dims_of(left) is None or dims_of(left) != dims_of(right):
             return []
