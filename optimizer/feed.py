@@ -1,9 +1,9 @@
-"""What a package is given to run on, held against what its manifest says. All problems at once."""
+"""What a package or model is given to run on, held against what it takes. All problems at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,31 +11,52 @@ import numpy.typing as npt
 from optc.optimizer.arrays import dtype_name, dtype_of, typed
 from optc.specs.compile_spec import Range
 from optc.specs.diagnostic import Diagnostic, InputError, nearest
-from optc.specs.manifest import Manifest, Tensor
+from optc.specs.manifest import Tensor
 
 Array = npt.NDArray[Any]
 _AXIS = "axis {} of `{}`"
 
 
-def checked_feed(manifest: Manifest, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``given`` as arrays, by the names of the package's inputs and in their order.
+class Signature(Protocol):
+    """What something takes: a manifest says it of a package.
 
-    Opaque bytes (see `optc.optimizer.arrays`) take the dtype the package wants, text becomes an
+    Attributes:
+        inputs: In their order.
+        profiles: The extents that symbols may have together; none where any will do.
+    """
+
+    @property
+    def inputs(self) -> Sequence[Tensor]: ...  # noqa: D102 - said above
+    @property
+    def profiles(self) -> Sequence[Mapping[str, Range]]: ...  # noqa: D102
+
+
+def checked_feed(
+    signature: Signature, given: Mapping[str, Any], *, taker: str = "package"
+) -> dict[str, Any]:
+    """Return ``given`` as arrays, by the names of the inputs of ``signature`` and in their order.
+
+    Opaque bytes (see `optc.optimizer.arrays`) take the dtype that is wanted, text becomes an
     array of Python strings; nothing else is converted.
+
+    Args:
+        signature: What is taken.
+        given: Name of an input -> its value.
+        taker: What takes it, in the words of an error.
 
     Raises:
         InputError: With one diagnostic a problem: ``missing-input``, ``unknown-input``,
             ``wrong-dtype``, ``wrong-rank``, ``wrong-extent``, ``symbol-conflict``,
             ``outside-profiles``.
     """
-    inputs = {tensor.name: tensor for tensor in manifest.inputs}
-    problems = list(_name_problems(inputs, given))
+    inputs = {tensor.name: tensor for tensor in signature.inputs}
+    problems = list(_name_problems(inputs, given, taker))
     feed = {name: _value(tensor, given[name]) for name, tensor in inputs.items() if name in given}
     axes: dict[str, tuple[int, str]] = {}
     for name, value in feed.items():
         if isinstance(value, np.ndarray):
-            problems += _array_problems(inputs[name], value, axes)
-    problems += _profile_problems(manifest.profiles, axes)
+            problems += _array_problems(inputs[name], value, axes, taker)
+    problems += _profile_problems(signature.profiles, axes)
     if problems:
         raise InputError(*problems)
     return feed
@@ -58,7 +79,9 @@ def _is_dense(tensor: Tensor) -> bool:
     return True
 
 
-def _name_problems(inputs: Mapping[str, Tensor], given: Mapping[str, Any]) -> Iterator[Diagnostic]:
+def _name_problems(
+    inputs: Mapping[str, Tensor], given: Mapping[str, Any], taker: str
+) -> Iterator[Diagnostic]:
     unknown = [name for name in given if name not in inputs]
     for name in inputs:
         if name not in given:
@@ -73,19 +96,19 @@ def _name_problems(inputs: Mapping[str, Tensor], given: Mapping[str, Any]) -> It
         yield Diagnostic(
             "unknown-input",
             f"there is no input called `{name}`",
-            f"call it `{guess}`" if guess else f"the package takes {takes}",
+            f"call it `{guess}`" if guess else f"the {taker} takes {takes}",
         )
 
 
 def _array_problems(
-    tensor: Tensor, array: Array, axes: dict[str, tuple[int, str]]
+    tensor: Tensor, array: Array, axes: dict[str, tuple[int, str]], taker: str
 ) -> Iterator[Diagnostic]:
     """Yield what is wrong with one array, and note in ``axes`` what its symbols are."""
     found = dtype_name(array.dtype) if array.dtype.kind != "V" or array.dtype.isbuiltin else ""
     if _is_text(array) != (tensor.dtype == "string") or found != tensor.dtype:
         yield Diagnostic(
             "wrong-dtype",
-            f"`{tensor.name}` is {array.dtype}, the package takes {tensor.dtype}",
+            f"`{tensor.name}` is {array.dtype}, the {taker} takes {tensor.dtype}",
             f"convert it: nothing is cast on the way; it takes an array {_wanted(tensor)}",
         )
     if tensor.shape is None:
@@ -94,7 +117,7 @@ def _array_problems(
         yield Diagnostic(
             "wrong-rank",
             f"`{tensor.name}` has shape {_shape(array.shape)}, which is {array.ndim} axes; the "
-            f"package takes {len(tensor.shape)}: {_shape(tensor.shape)}",
+            f"{taker} takes {len(tensor.shape)}: {_shape(tensor.shape)}",
             f"give an array {_wanted(tensor)}",
         )
         return
@@ -104,7 +127,7 @@ def _array_problems(
             if extent != wanted:
                 yield Diagnostic(
                     "wrong-extent",
-                    f"{where} is {extent}, the package takes {wanted}: the shape is "
+                    f"{where} is {extent}, the {taker} takes {wanted}: the shape is "
                     f"{_shape(array.shape)}, wanted is {_shape(tensor.shape)}",
                     f"give an array {_wanted(tensor)}",
                 )

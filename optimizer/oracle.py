@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 import time
 from collections import defaultdict
@@ -27,6 +26,7 @@ from typing import Final, Literal, Self
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from optc.optimizer.builder import Workers
+from optc.optimizer.cache_folder import cache_folder
 from optc.optimizer.job import BuildFailure, ProbeJob, ProbeResult, Profile
 from optc.optimizer.partition import Off, Refused
 
@@ -397,14 +397,6 @@ class Oracle:
 
     def _file(self, key: str) -> Path:
         return self._cache / key[:2] / f"{key}.json"
-
-
-def cache_folder() -> Path:
-    """Return where optc may keep what it can find out again: OPTC_CACHE_DIR, else the user's."""
-    if own := os.environ.get("OPTC_CACHE_DIR"):
-        return Path(own)
-    users = os.environ.get("XDG_CACHE_HOME")
-    return (Path(users) if users else Path.home() / ".cache") / "optc"
 
 
 @dataclass(frozen=True, slots=True)

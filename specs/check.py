@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from optc.specs.compile_spec import CompileSpec, Range
 from optc.specs.diagnostic import Diagnostic, Place, SpecError, nearest
@@ -97,6 +98,7 @@ def check(
         *_unknown_passes(source, reading, known_passes),
         *_wrong_options(source, reading, known_passes, options_of),
         *_missing_data(source, reading, folder),
+        *_calibration_problems(source, reading),
     ]
     model_path = folder / reading.spec.model.path
     model_sha256: str | None = None
@@ -248,22 +250,99 @@ def _names(known: KnownPasses) -> list[str]:
 
 
 def _missing_data(source: Source, reading: Reading, folder: Path) -> list[Diagnostic]:
-    """Return the patterns of ``verify.data`` that match no file."""
+    """Return the patterns for data that match no file."""
+    calibration, verify = reading.spec.precision.calibration, reading.spec.verify
+    named: list[tuple[Iterable[str], tuple[str | int, ...]]] = []
+    if calibration:
+        named.append((calibration.data, ("precision", "calibration", "data")))
+    if verify:
+        named.append((verify.data or (), ("verify", "data")))
+        named += [(g.data, ("verify", "groups", name, "data")) for name, g in verify.groups.items()]
     found = []
-    data = reading.spec.verify.data if reading.spec.verify else None
-    for index, pattern in enumerate(data or ()):
-        if any(path.is_file() for path in files_matching(folder, pattern)):
-            continue
-        found.append(
-            Diagnostic(
-                "no-data",
-                f"no file matches `{pattern}` in {folder}",
-                "check the path, which is taken from the folder of the spec",
-                _place(source, reading, "verify", "data", index)
-                or _place(source, reading, "verify", "data"),
+    for patterns, keys in named:
+        for index, pattern in enumerate(patterns):
+            if data_files(folder, pattern):
+                continue
+            # One pattern stands in place of a list, and patterns in place of a group.
+            ways = ((*keys, index), keys, (*keys[:-1], index), keys[:-1])
+            places = (_place(source, reading, *way) for way in ways)
+            found.append(
+                Diagnostic(
+                    "no-data",
+                    f"no file matches `{pattern}` in {folder}",
+                    "check the path, which is taken from the folder of the spec",
+                    next(filter(None, places), None),
+                )
             )
-        )
     return found
+
+
+def _calibration_problems(source: Source, reading: Reading) -> list[Diagnostic]:
+    """Return where data to calibrate with are missing, are given in vain, or do not fit."""
+    precision = reading.spec.precision
+    quantised = [("default", precision.default)] + [
+        (index, layer.precision) for index, layer in enumerate(precision.layers)
+    ]
+    wanting = [each for each in quantised if each[1] in ("int8", "fp8")]
+    calibration = precision.calibration
+    given = find_key(source.root, "precision", "calibration")
+    if wanting and given is None:
+        return [_no_calibration(source, reading, *each) for each in wanting]
+    if calibration is None:
+        return []  # faulty, which has been said
+    if not wanting:
+        problem = "the data to calibrate with are not used: nothing here is int8 or fp8"
+        place = source.place(given) if given is not None else None
+        todo = "leave `calibration` out, or ask for int8 or fp8"
+        return [Diagnostic("unused-calibration", problem, todo, place, "note")]
+    images = calibration.images
+    if images is None:
+        return []
+    channels = 1 if images.color == "gray" else 3
+    return [
+        Diagnostic(
+            "wrong-length",
+            f"`{key}` has {len(numbers)} numbers, and `color: {images.color}` has {channels} "
+            f"{'channel' if channels == 1 else 'channels'}",
+            "write one number, or one for each channel",
+            _place(source, reading, "precision", "calibration", "images", key),
+        )
+        for key, numbers in (("mean", images.mean), ("std", images.std))
+        if len(numbers) not in (1, channels)
+    ]
+
+
+def _no_calibration(
+    source: Source, reading: Reading, where: str | int, precision: str
+) -> Diagnostic:
+    keys = ("precision", "default") if where == "default" else ("precision", "layers", where)
+    return Diagnostic(
+        "no-calibration",
+        f"{precision} needs data of yours to take the ranges of values from",
+        'write `calibration: {data: "calibration/*.npz"}` below `precision`, with files of typical '
+        "input that are not used to verify",
+        _place(source, reading, *keys) or _place(source, reading, "precision"),
+    )
+
+
+DATA_SUFFIXES: Final = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".npz", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+"""Of the files that a folder stands for where it is named as data."""
+
+
+def data_files(folder: Path, pattern: str) -> list[Path]:
+    """Return the files of data that ``pattern`` matches from ``folder``, in order.
+
+    A folder that it matches stands for the npz files and images in it.
+    """
+    found: list[Path] = []
+    for path in files_matching(folder, pattern):
+        if path.is_dir():
+            found += sorted(p for p in path.iterdir() if p.suffix.lower() in DATA_SUFFIXES)
+        else:
+            found.append(path)
+    return [path for path in found if path.is_file()]
 
 
 def files_matching(folder: Path, pattern: str) -> list[Path]:

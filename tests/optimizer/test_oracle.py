@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper, parser
 
 from optc.optimizer.builder import Workers
 from optc.optimizer.job import BuildFailure, ProbeJob, ProbeResult, Profile
-from optc.optimizer.oracle import Oracle, cache_folder, likeness
+from optc.optimizer.oracle import Oracle, likeness
 
 RTX = "tensorrt-rtx"
 HEAD = '<ir_version: 8, opset_import: ["" : 17, "com.example" : 1]>'
@@ -267,14 +267,6 @@ def test_a_cache_that_cannot_be_written_is_done_without(workers: Counted, tmp_pa
     blocked = tmp_path / "file"
     blocked.touch()
     assert set(Oracle(workers, blocked / "cache").refusals(many_non_zero(2), RTX)) == {"f0", "f1"}
-
-
-def test_the_cache_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    monkeypatch.delenv("OPTC_CACHE_DIR", raising=False)
-    assert cache_folder() == Path("/x/optc")
-    monkeypatch.setenv("OPTC_CACHE_DIR", "/y")
-    assert cache_folder() == Path("/y")
 
 
 def test_weights_outside_of_the_model_are_found(workers: Counted, tmp_path: Path) -> None:
