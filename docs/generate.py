@@ -295,13 +295,23 @@ is kept where that target's parser and builder take it: see
 [Legalising](../explanation/legalising.md). `optc optimize --only PASS` runs one on all nodes it knows.
 """
 
+LOWERING_INTRO = """\
+
+## Passes that lower precision
+
+They run on a stage that is to be built, where the spec asks for less than fp32, and do what was decided for each
+node: see [Precision](../explanation/precision.md). In an engine of fp32 there is nothing for them to do.
+"""
+
 
 def passes_page() -> str:
     """Return the page on the built-in passes, each with its docstring."""
     optimising = [registry.load(name) for name in registry.ORDER]
     legalising = [registry.load(name) for name in registry.LEGALISING]
+    lowering = [registry.load(name) for name in registry.LOWERING]
     parts = [PASSES_INTRO, _table_of(optimising), LEGALISING_INTRO, _table_of(legalising)]
-    for each in (*optimising, *legalising):
+    parts += [LOWERING_INTRO, _table_of(lowering)]
+    for each in (*optimising, *legalising, *lowering):
         doc = inspect.getdoc(inspect.getmodule(each)) or ""
         parts.append(f"\n## {each.name}\n")
         parts.append(f"Group: {each.group}. Exactness: {each.exactness}.\n")

@@ -2,7 +2,8 @@
 
     spec ─ check ─> CheckedSpec
         ─ load model, run passes, infer shapes ─> Prepared
-        ─ ask the parser ─ legalise, split, build, blame, again ─> Decided
+        ─ calibrate, ask the parser, legalise, search the precision ─> Choice
+        ─ split, lower, build, blame, again ─> Decided
         ─ write ─> package ─ hold against original and gate ─> Outcome
 
 `compile_package` reads like this picture; each arrow is a function of another file. `plan_package`
