@@ -73,6 +73,11 @@ class Reference:
     outputs: Mapping[str, Array]
     kept: Mapping[str, ort.OrtValue] = field(repr=False)
 
+    @property
+    def nbytes(self) -> int:
+        """The memory that what is kept takes."""
+        return sum(map(bytes_of, self.kept.values()))
+
 
 @dataclass(frozen=True, slots=True)
 class _Step:
