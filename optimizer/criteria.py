@@ -9,6 +9,10 @@ Floats are held against ``atol`` and ``rtol``, ``of_scale``, ``sqnr_db``, ``cosi
 integers, bools and texts against ``agreement``, and integers that are called by name against any of
 them. Shape and dtype are always the same, and what is finite stays finite.
 
+Outputs that together are boxes are compared as sets (`optc.optimizer.detection`): where the spec
+names them, and in any precision below fp32 where their shapes and values show it and the spec asks
+nothing of them by name.
+
 A judgement carries its badness: the share that is used up of what is allowed, above 1 where it is
 not met. It is what a search minimises, so it grows with the error, and nothing here costs more than
 a few passes over an output, piece by piece.
@@ -24,8 +28,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from optc.optimizer.compare import Tolerance, allowed, errors, is_inexact, is_text, number, wide
-from optc.specs.compile_spec import Demands, Exactness, PrecisionName, TopK, Verify
+from optc.optimizer import detection
+from optc.optimizer.compare import Tolerance, allowed, errors, is_inexact, is_text, wide
+from optc.optimizer.detection import BoxSet
+from optc.optimizer.judgement import Judgement, badness_of_excess, badness_of_misses
+from optc.specs.compile_spec import Demands, Detections, Exactness, PrecisionName, TopK, Verify
 
 Array = npt.NDArray[Any]
 
@@ -69,44 +76,6 @@ class Output(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """How outputs measure up to one thing that is asked of them.
-
-    Attributes:
-        outputs: Their names; several where they are boxes together.
-        metric: What was measured: ``tolerance``, ``of_scale``, ``sqnr_db``, ``cosine``, ``top_k``,
-            ``agreement``; or ``output``, ``dtype``, ``shape``, ``finite`` where it could not be.
-        value: What came out.
-        limit: What is asked: the most for ``tolerance`` and ``of_scale``, else the least.
-        badness: The share used up of what is allowed; infinite where nothing can be measured.
-        words: For people.
-    """
-
-    outputs: tuple[str, ...]
-    metric: str
-    value: float
-    limit: float
-    badness: float
-    words: str
-
-    @property
-    def met(self) -> bool:
-        """Whether it is as asked."""
-        return self.badness <= 1
-
-    def as_json(self) -> dict[str, object]:
-        """Return it for programs."""
-        return {
-            "outputs": list(self.outputs),
-            "metric": self.metric,
-            "value": number(self.value),
-            "limit": number(self.limit),
-            "badness": number(self.badness),
-            "words": self.words,
-        }
-
-
-@dataclass(frozen=True, slots=True)
 class Criteria:
     """What is asked of the outputs of one model.
 
@@ -141,8 +110,15 @@ class Criteria:
             group: Name of the group that the input belongs to; None for no group of the spec's.
         """
         judgements: list[Judgement] = []
-        for name, array in expected.items():
-            judgements += self._judged(name, array, found.get(name), group)
+        by_element = dict.fromkeys(expected)
+        for boxes, asked in self._boxes(expected, found, group):
+            standard = detection.STANDARDS[self.precision]
+            judgements += detection.judge(boxes, expected, found, standard, asked)
+            for name in boxes.names:
+                if name not in self._by_name(group):
+                    by_element.pop(name, None)
+        for name in by_element:
+            judgements += self._judged(name, expected[name], found.get(name), group)
         return sorted(judgements, key=lambda judgement: -judgement.badness)
 
     def badness(
@@ -183,13 +159,34 @@ class Criteria:
 
     def _layers(self, output: str, group: str | None) -> Iterator[tuple[Exactness, bool]]:
         """Yield what the spec says, the particular first, and whether it calls ``output`` by name."""
-        levels: list[Demands] = [self.asked]
-        if group is not None and group in self.asked.groups:
-            levels.insert(0, self.asked.groups[group])
-        for level in levels:
+        for level in self._levels(group):
             if output in level.outputs:
                 yield level.outputs[output], True
             yield level, False
+
+    def _boxes(
+        self, expected: Mapping[str, Array], found: Mapping[str, Array], group: str | None
+    ) -> list[tuple[BoxSet, Detections | None]]:
+        """Return the outputs that together are boxes, and what the spec asks of them."""
+        told = next((level.detections for level in self._levels(group) if level.detections), ())
+        if told:
+            return [*detection.named(told, expected)]
+        if self.precision == "fp32":
+            return []
+        among = expected.keys() - self._by_name(group)
+        return [
+            (boxes, None) for boxes in detection.recognised(self.outputs, expected, found, among)
+        ]
+
+    def _by_name(self, group: str | None) -> set[str]:
+        """Return the outputs that something is asked of by name."""
+        return {name for level in self._levels(group) for name in level.outputs}
+
+    def _levels(self, group: str | None) -> list[Demands]:
+        """Return where the spec may say something, the particular first."""
+        if group is not None and group in self.asked.groups:
+            return [self.asked.groups[group], self.asked]
+        return [self.asked]
 
     def _judged(
         self, name: str, expected: Array, found: Array | None, group: str | None
@@ -287,8 +284,15 @@ def _why_not_measured(name: str, expected: Array, found: Array | None) -> Judgem
 def _measured(name: str, expected: Array, found: Array, asked: Exactness) -> Iterator[Judgement]:
     """Yield a judgement for each thing that is asked; arrays of one shape and dtype."""
 
-    def judgement(metric: str, value: float, limit: float, badness: float, words: str) -> Judgement:
-        return Judgement((name,), metric, value, limit, badness, words)
+    def judgement(
+        metric: str,
+        value: float,
+        limit: float,
+        badness: float,
+        words: str,
+        counts: tuple[int, int] | None = None,
+    ) -> Judgement:
+        return Judgement((name,), metric, value, limit, badness, words, counts)
 
     limit = tolerance_of(asked)
     if asked.agreement is not None:
@@ -300,6 +304,7 @@ def _measured(name: str, expected: Array, found: Array, asked: Exactness) -> Ite
             asked.agreement,
             badness_of_misses(expected.size - equal, expected.size, asked.agreement),
             f"{equal} of {expected.size} equal, asked {asked.agreement:.4g}",
+            (equal, expected.size),
         )
     if asked.top_k is not None:
         same, places = _best_the_same(expected, found, asked.top_k)
@@ -310,6 +315,7 @@ def _measured(name: str, expected: Array, found: Array, asked: Exactness) -> Ite
             badness_of_misses(places - same, places, asked.top_k.agreement),
             f"top {asked.top_k.k} the same in {same} of {places}, asked "
             f"{asked.top_k.agreement:.4g}",
+            (same, places),
         )
     if not is_inexact(expected) and not _numeric(asked):
         return
@@ -332,7 +338,7 @@ def _measured(name: str, expected: Array, found: Array, asked: Exactness) -> Ite
             "of_scale",
             value,
             asked.of_scale,
-            _ratio(value, asked.of_scale),
+            badness_of_excess(value, asked.of_scale),
             f"{value:.2g} of the scale, allowed {asked.of_scale:g}",
         )
     if asked.sqnr_db is not None:
@@ -351,36 +357,9 @@ def _measured(name: str, expected: Array, found: Array, asked: Exactness) -> Ite
             value,
             asked.cosine,
             # Of two equal arrays it is not always 1 to the last bit.
-            _ratio(max(0.0, 1 - value - 1e-12), 1 - asked.cosine),
+            badness_of_excess(max(0.0, 1 - value - 1e-12), 1 - asked.cosine),
             f"cosine {value:.6g}, asked {asked.cosine:g}",
         )
-
-
-def badness_of_misses(missed: int, total: int, least: float) -> float:
-    """Return the badness where ``missed`` of ``total`` are not as they should be.
-
-    Args:
-        missed: How many are not.
-        total: Of how many.
-        least: The share that must be: with 0.99, one of 100 may be missed, and none of 99.
-
-    Example:
-        >>> round(badness_of_misses(1, 100, 0.99), 6), badness_of_misses(0, 1, 1.0)
-        (1.0, 0.0)
-        >>> badness_of_misses(1, 10, 0.99) > 1
-        True
-    """
-    if not missed:
-        return 0.0
-    most = (1 - least) * total
-    # 0.1 is a little less than a tenth; that must not make of one in ten one too many.
-    return missed / (most * (1 + 1e-9)) if most > 0 else 1.0 + missed
-
-
-def _ratio(value: float, limit: float) -> float:
-    if limit > 0:
-        return value / limit
-    return math.inf if value > 0 else 0.0
 
 
 def _best_the_same(expected: Array, found: Array, asked: TopK) -> tuple[int, int]:

@@ -26,9 +26,10 @@ from onnx import helper
 
 from optc.optimizer.arrays import dtype_of, read_arrays
 from optc.optimizer.compare import Difference, Tolerance, compare, is_inexact
-from optc.optimizer.criteria import Criteria, Judgement
+from optc.optimizer.criteria import Criteria
 from optc.optimizer.feed import checked_feed
 from optc.optimizer.first_difference import Compared, FirstDifference, Search
+from optc.optimizer.judgement import Judgement
 from optc.optimizer.made_up import At, Bound, bytes_needed, made_up, shown_bytes, sizes
 from optc.optimizer.noise import FACTOR, Floor, Noise, floors_covering, paired_rows
 from optc.optimizer.reference import Model, Rejected, flattened, owned
