@@ -253,11 +253,8 @@ class EngineBuilder:
                     name: tuple(dict.fromkeys(o for part in parts for o in owners.get(part, ())))
                     for name, parts in lowered.owners.items()
                 }
-                not_lowered = {
-                    owner: why
-                    for name, why in lowered.skipped.items()
-                    for owner in owners.get(name, ())
-                }
+                asked = dict(stage.lowered)
+                not_lowered = {n: why for n, why in lowered.skipped.items() if n in asked}
             # A failure may name a node in a body; what moves is the control-flow node around it.
             for node in graph.nodes:
                 owners.update((inner.name, owners[node.name]) for inner in _inside(node))

@@ -13,6 +13,7 @@ from typing import Any, Self
 import onnx_graphsurgeon as gs
 
 from optc import __version__
+from optc.optimizer.compare import number
 from optc.optimizer.engine import EngineBuilder
 from optc.optimizer.package import PackageWriter
 from optc.optimizer.partition import Plan, Round, profile_shapes
@@ -269,7 +270,8 @@ def _precision(prepared: Prepared, stage: Stage, kept: Sequence[Kept]) -> writte
         flops={name: round(share / total, 6) if total else 0.0 for name, share in flops.items()},
         kept=tuple(
             written.KeptNode(
-                **asdict(each), origins=tuple(prepared.passes.origins.get(each.node, ()))
+                **asdict(each) | {"cost": number(each.cost)},
+                origins=tuple(prepared.passes.origins.get(each.node, ())),
             )
             for each in kept
         ),

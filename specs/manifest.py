@@ -179,8 +179,8 @@ class KeptNode(_Part):
         precision: What it computes in: ``fp32``, ``fp16``, ``bf16``.
         by: Who wants it so: ``spec``, ``rule``, ``parser``, ``builder``, ``search``.
         text: Why, in whose words.
-        cost: What its rounding alone takes of the tolerance, 1 for all of it; null where nobody
-            measured it.
+        cost: What its rounding alone takes of the tolerance, 1 for all of it and ``inf`` where it
+            overflows; null where nobody measured it.
         origins: The nodes of the original model that ``node`` stands for.
     """
 
@@ -189,7 +189,7 @@ class KeptNode(_Part):
     precision: str
     by: str
     text: str
-    cost: float | None = None
+    cost: float | Literal["inf"] | None = None
     origins: tuple[str, ...] = ()
 
 
