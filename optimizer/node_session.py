@@ -18,6 +18,7 @@ import onnxruntime as ort
 from onnx import ModelProto, TensorProto, TypeProto, helper
 
 from optc.optimizer.reference import ORT_ERRORS, Array, array_of, ort_value
+from optc.optimizer.simulation import short_floats, simulated
 from optc.passes.graph import Node, export_model
 
 IR_VERSION = 10
@@ -134,6 +135,8 @@ class NodeSessions:
         threads = _threads() if max(map(bytes_of, given), default=0) >= THREADED_BYTES else 1
         key = (model.SerializeToString(deterministic=True), threads)
         if key not in self._known:
+            if short_floats(model):
+                model = simulated(model)
             self._known[key] = NodeSession(model, threads=threads)
         return self._known[key]
 

@@ -2,7 +2,8 @@
 
 A stage that has an engine for the GPU of this machine runs on it. Every other stage, and every
 stage on a machine without that GPU, runs as ONNX on ONNX Runtime: the results are those of the same
-graph. What ran where, and why not on an engine, is part of every run's report.
+graph, but that one in low precision is simulated (`optc.optimizer.simulation`): ONNX Runtime's own
+kernels flatter. What ran where, and why not on an engine, is part of every run's report.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ Array = npt.NDArray[Any]
 Device = Literal["auto", "cpu", "cuda"]
 DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda")
 
+LOW = frozenset({"fp16", "bf16", "int8", "fp8"})
+"""Precisions that ONNX Runtime's CPU does not compute in as a GPU does."""
+
 
 class StageFailed(OptcError):
     """A stage could not be loaded or run.
@@ -53,7 +57,7 @@ class StageRun:
         device: ``cpu``, or the name of the GPU.
         file: Of the package: the engine or the ONNX that ran.
         seconds: Wall time, first use included.
-        why: Why it did not run on an engine; None where it did.
+        why: Why it did not run on an engine, and whether it is an estimate; None where it did.
     """
 
     id: int
@@ -279,6 +283,7 @@ class Executor:
         self._check = check
         self._checked: set[str] = set()
         self._sessions: dict[int, OrtRunner] = {}
+        self._simulated: dict[int, str] = {}  # id of a stage -> the precisions that were simulated
         self._engines: dict[int, Engine | str] = {}
         self._last_reader = {
             name: index for index, stage in enumerate(self._stages) for name in stage.inputs
@@ -329,6 +334,8 @@ class Executor:
         if engine is None:
             found = self._on_onnxruntime(stage, given)
             runtime, device, file = "onnxruntime", "cpu", stage.model
+            if stage.id in self._simulated:
+                why = f"{why}; an estimate, simulated in {self._simulated[stage.id]}"
         else:
             found = self._on_tensorrt(stage, engine, profile, given)
             assert self.placement is not None, "an engine was chosen"
@@ -359,14 +366,13 @@ class Executor:
             ) from error
 
     def _session(self, stage: Stage) -> OrtRunner:
-        from optc.optimizer.reference import ORT_ERRORS, OrtRunner
+        from optc.optimizer.reference import ORT_ERRORS
 
         if stage.id not in self._sessions:
             for path in self._files_of(stage):
                 self._check_once(path)
-            model = self._folder / stage.model
             try:
-                self._sessions[stage.id] = OrtRunner(model, model.parent, optimised=not self._once)
+                self._sessions[stage.id] = self._opened(stage)
             except ORT_ERRORS as error:
                 raise StageFailed(
                     stage,
@@ -377,6 +383,22 @@ class Executor:
                     ),
                 ) from error
         return self._sessions[stage.id]
+
+    def _opened(self, stage: Stage) -> OrtRunner:
+        """Return what runs the ONNX of ``stage``; that of an engine in low precision is simulated."""
+        import onnx
+
+        from optc.optimizer.reference import OrtRunner
+        from optc.optimizer.simulation import short_floats, simulated
+
+        path = self._folder / stage.model
+        lowered = LOW & stage.precision.nodes.keys() if stage.precision else set()
+        if stage.runtime == "tensorrt" and (lowered or stage.precision is None):
+            model = onnx.load(path, load_external_data=False)
+            if lowered := lowered or short_floats(model):
+                self._simulated[stage.id] = " and ".join(sorted(lowered))
+                return OrtRunner(simulated(model, path.parent), path.parent)
+        return OrtRunner(path, path.parent, optimised=not self._once)
 
     def _files_of(self, stage: Stage) -> Iterator[str]:
         yield stage.model
