@@ -49,12 +49,14 @@ class Report:
             own among them where it was there before.
         removed: Name of a node that is gone and that no other node stands for -> why.
         skipped: Name of a node where the pattern was met -> why it was left alone.
+        noted: Name of a constant -> what became of its numbers that one may want to know.
         precisions: Of a pass that lowers: name of a new node -> what it is to compute in.
     """
 
     merged: dict[str, tuple[str, ...]] = field(default_factory=dict)
     removed: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    noted: dict[str, str] = field(default_factory=dict)
     precisions: dict[str, NodePrecision] = field(default_factory=dict)
 
     @property

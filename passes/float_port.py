@@ -89,6 +89,10 @@ class Ports:
     outputs: tuple[int, ...]
 
 
+NO_FLOATS = "it has no fp32 values"
+"""The reason to leave a node alone that there is nothing to say about."""
+
+
 def ports(
     node: gs.Node,
     dtype_of: DTypeOf,
@@ -115,8 +119,9 @@ def ports(
     if node.op in STAYS:
         return STAYS[node.op]
     inputs, outputs = _floats(node.inputs, dtype_of), _floats(node.outputs, dtype_of)
-    if not inputs and not outputs:
-        return "it has no fp32 values"
+    held, held_outputs = HELD.get(node.op, ()), HELD_OUTPUTS.get(node.op, ())
+    if all(i in held for i in inputs) and all(i in held_outputs for i in outputs):
+        return NO_FLOATS
     if node.name in sizes:
         return "it computes sizes"
     if node.op == "Cast" and (reason := _why_no_cast(node, dtype_of, precision)):
@@ -128,19 +133,29 @@ def ports(
         return f"ONNX has no such parameters in version {opset}"
     taking = {
         variable
-        for indices, variables, held in (
-            (inputs, rule.inputs, HELD.get(node.op, ())),
-            (outputs, rule.outputs, HELD_OUTPUTS.get(node.op, ())),
+        for indices, variables, staying in (
+            (inputs, rule.inputs, held),
+            (outputs, rule.outputs, held_outputs),
         )
         for index in indices
-        if index not in held and (variable := variables[min(index, len(variables) - 1)])
+        if index not in staying and (variable := _at(variables, index))
     }
     if not taking:
         return f"{node.op} takes no {DTYPES[precision].name} in version {opset} of ONNX"
+    sides = (node.inputs, rule.inputs), (node.outputs, rule.outputs)
+    for tensors, variables in sides:
+        for index, tensor in enumerate(tensors):
+            if tensor.name and _at(variables, index) in taking and dtype_of(tensor) is None:
+                return f"the type of `{tensor.name}` is not known"
     return Ports(
-        tuple(i for i in inputs if rule.inputs[min(i, len(rule.inputs) - 1)] in taking),
-        tuple(i for i in outputs if rule.outputs[min(i, len(rule.outputs) - 1)] in taking),
+        tuple(i for i in inputs if _at(rule.inputs, i) in taking),
+        tuple(i for i in outputs if _at(rule.outputs, i) in taking),
     )
+
+
+def _at(variables: tuple[str, ...], index: int) -> str:
+    """Return the type variable of a parameter; the last one may stand for many."""
+    return variables[min(index, len(variables) - 1)]
 
 
 def _floats(tensors: list[gs.Tensor], dtype_of: DTypeOf) -> list[int]:

@@ -562,12 +562,11 @@ def _declared_type(node: gs.Node, attribute: str) -> int:
 
 
 def _write_values(stored: Any, tensor: TensorProto) -> None:
-    if isinstance(stored, StoredValues):
-        if stored.tensor.data_location != TensorProto.EXTERNAL:
-            tensor.CopyFrom(stored.tensor)
-            return
-        stored = stored.load()
-    tensor.CopyFrom(numpy_helper.from_array(np.asarray(stored)))
+    if isinstance(stored, StoredValues) and stored.tensor.data_location != TensorProto.EXTERNAL:
+        tensor.CopyFrom(stored.tensor)
+        return
+    values = stored.load() if isinstance(stored, LazyValues) else stored
+    tensor.CopyFrom(numpy_helper.from_array(np.asarray(values)))
 
 
 def _constants_shared_by_bodies(graph: gs.Graph) -> Iterator[gs.Constant]:

@@ -305,9 +305,21 @@ def _average_pool(draft: _Draft) -> bool:
     )
 
 
-def _rounds_down(draft: _Draft) -> bool:
+def _begins_inside(draft: _Draft) -> bool:
     """Windows that begin in the padding at the end were counted before, where extents round up."""
-    return not draft.attrs.get("ceil_mode", 0)
+    if not draft.attrs.get("ceil_mode", 0):
+        return True
+    if draft.attrs.get("auto_pad", "NOTSET") != "NOTSET":
+        return False
+    kernel = draft.attrs["kernel_shape"]
+    strides = draft.attrs.get("strides", [1] * len(kernel))
+    dilations = draft.attrs.get("dilations", [1] * len(kernel))
+    ends = draft.attrs.get("pads", [0] * 2 * len(kernel))[len(kernel) :]
+    # The last window of an extent that is rounded up begins less than a stride past where it fits.
+    return all(
+        end + stride <= dilation * (size - 1) + 1
+        for size, stride, dilation, end in zip(kernel, strides, dilations, ends, strict=True)
+    )
 
 
 def _dft(draft: _Draft) -> bool:
@@ -331,7 +343,7 @@ REDUCTIONS = (
 
 REWRITTEN: dict[tuple[str, int], Step] = {
     ("AveragePool", 19): _average_pool,
-    ("AveragePool", 22): _rounds_down,
+    ("AveragePool", 22): _begins_inside,
     ("BatchNormalization", 9): _batch_normalization_is_spatial,
     ("BatchNormalization", 14): _has_one_output,
     ("Clip", 11): _clip,
@@ -343,7 +355,7 @@ REWRITTEN: dict[tuple[str, int], Step] = {
     ("GridSample", 20): _grid_sample,
     ("Hardmax", 13): _softmax,
     ("LogSoftmax", 13): _softmax,
-    ("MaxPool", 22): _rounds_down,
+    ("MaxPool", 22): _begins_inside,
     ("OneHot", 11): _one_hot,
     ("Pad", 11): _pad,
     **{(op, 18): _axes_to_input for op in REDUCTIONS},

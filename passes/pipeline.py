@@ -62,6 +62,7 @@ class PassRecord:
         merged: As in `Report`; what a later run says of a node comes after what an earlier one said.
         removed: As in `Report`.
         skipped: As in `Report`, as of the last run.
+        noted: As in `Report`.
         origins: Names of the original's nodes that it rewrote, or something that stands for them.
     """
 
@@ -72,6 +73,7 @@ class PassRecord:
     merged: dict[str, tuple[str, ...]] = field(default_factory=dict)
     removed: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    noted: dict[str, str] = field(default_factory=dict)
     origins: set[str] = field(default_factory=set)
 
 
@@ -239,6 +241,7 @@ class _Run:
         record.merged.update(report.merged)
         record.removed.update(report.removed)
         record.skipped.update(report.skipped)
+        record.noted.update(report.noted)
         self.changed.update(report.merged)
         for name, parts in report.merged.items():
             found = [origin for part in parts for origin in self.origins.get(part, ())]

@@ -184,6 +184,11 @@ CASES = {
         { y = AveragePool<kernel_shape=[3],pads=[1,1],strides=[2]>(x) }""",
     ),
     "MaxPool": (7, "(float[1,1,5] x) => (float[1,1,4] y) { y = MaxPool<kernel_shape=[2]>(x) }"),
+    "MaxPool that rounds up": (
+        10,
+        """(float[1,1,6,7] x) => (float[1,1,3,4] y)
+        { y = MaxPool<kernel_shape=[3,2],strides=[2,2],pads=[0,1,0,0],ceil_mode=1>(x) }""",
+    ),
     "DFT": (17, "(float[1,5,4,1] x) => (float[1,5,4,2] y) { y = DFT(x) }"),
     "DFT along an axis": (
         17,
@@ -293,7 +298,7 @@ REFUSED = {
         21,
         22,
         """(float[1,1,6] x) => (float[1,1,m] y)
-        { y = MaxPool<kernel_shape=[3],strides=[2],ceil_mode=1>(x) }""",
+        { y = MaxPool<kernel_shape=[2],strides=[3],ceil_mode=1>(x) }""",
     ),
     "Erf of integers": (12, 13, "(int32[2] x) => (int32[2] y) { y = Erf(x) }"),
     "an operator defined by older ones": (
