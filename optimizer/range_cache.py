@@ -276,7 +276,7 @@ def _differences(kept: Origin, now: Origin) -> list[str]:
         words.append("the model is optimised in another way now")
     for name in ("precision", "method", "percentile"):
         old, new = getattr(kept, name), getattr(now, name)
-        if old != new:
+        if old != new and None not in (old, new):
             words.append(f"`{name}` was {old} and is {new}")
     return words
 

@@ -97,13 +97,23 @@ def samples_of(
         found.update(dict.fromkeys(files))
         if not files:
             problems.append(Diagnostic("no-data", f"no file matches `{pattern}` in `{folder}`"))
-    readers = _Readers(signature, images, place)
+    reader = None
+    others = [path for path in found if path.suffix.lower() != ".npz"]
+    if others:
+        try:
+            reader = _reader(others, signature, images, place)
+        except InputError as error:
+            problems += error.diagnostics
+            found = dict.fromkeys(path for path in found if path.suffix.lower() == ".npz")
     samples = []
     for number, path in enumerate(found):
         name = str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
         progress.part("data", f"reading {name}", number / len(found))
+        if reader is None or path.suffix.lower() == ".npz":
+            load = partial(_from_npz, path, signature)
+        else:
+            load = partial(_from_image, path, reader, signature)
         try:
-            load = readers.loader(path)
             feed = load()
         except InputError as error:
             problems += error.diagnostics
@@ -115,30 +125,21 @@ def samples_of(
     return samples
 
 
-class _Readers:
-    """Finds what reads a file, the reader of images once."""
-
-    def __init__(self, signature: Signature, images: Images | None, place: PlaceOf) -> None:
-        self._signature = signature
-        self._images = images
-        self._place = place
-        self._reader: ImageReader | None = None
-
-    def loader(self, path: Path) -> Callable[[], dict[str, Array]]:
-        if path.suffix.lower() == ".npz":
-            return partial(_from_npz, path, self._signature)
-        if self._images is None:
-            raise InputError(
-                Diagnostic(
-                    "not-npz",
-                    f"`{path}` is no npz file, and nothing says how it becomes input",
-                    "name npz files only; to calibrate with images, say in `calibration.images` "
-                    "how they are prepared",
-                )
-            )
-        if self._reader is None:
-            self._reader = reader_of(self._images, self._signature, self._place)
-        return partial(_from_image, path, self._reader, self._signature)
+def _reader(
+    paths: Sequence[Path], signature: Signature, images: Images | None, place: PlaceOf
+) -> ImageReader:
+    """Return what reads ``paths``, which are no npz files."""
+    if images is not None:
+        return reader_of(images, signature, place)
+    more = f", like {len(paths) - 1} more files," if len(paths) > 1 else ""
+    raise InputError(
+        Diagnostic(
+            "not-npz",
+            f"`{paths[0]}`{more} is no npz file, and nothing says how it becomes input",
+            "name npz files only; to calibrate with images, say in `calibration.images` how they "
+            "are prepared",
+        )
+    )
 
 
 def _from_npz(path: Path, signature: Signature) -> dict[str, Array]:
