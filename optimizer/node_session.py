@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
 from onnx import ModelProto, TensorProto, TypeProto, helper
@@ -153,15 +154,32 @@ def _register_arena() -> None:
 
 
 @cache
-def rounding(data_type: int) -> NodeSession:
+def rounding(number: int) -> NodeSession:
     """Return the session that rounds float32 to a type of ONNX and gives float32 again."""
-    to_low = helper.make_node("Cast", ["i"], ["low"], to=data_type)
-    back = helper.make_node("Cast", ["low"], ["o"], to=TensorProto.FLOAT)
-    source = helper.make_tensor_value_info("i", TensorProto.FLOAT, None)
-    graph = helper.make_graph([to_low, back], "round", [source], [])
-    graph.output.add(name="o")
-    domains = [helper.make_opsetid("", 21)]
-    model = helper.make_model(graph, opset_imports=domains, ir_version=IR_VERSION)
+    return _session_of_text(
+        f"""g (float[] i) => (float[] o) {{
+            low = Cast <to: int = {number}> (i)
+            o = Cast <to: int = {TensorProto.FLOAT}> (low)
+        }}"""
+    )
+
+
+@cache
+def quantising(number: int) -> NodeSession:
+    """Return the session that quantises float32 to a type of 8 bits, by a scale, and back."""
+    return _session_of_text(
+        f"""g (float[] i, float scale) => (float[] o) {{
+            low = QuantizeLinear <output_dtype: int = {number}> (i, scale)
+            o = DequantizeLinear (low, scale)
+        }}"""
+    )
+
+
+def _session_of_text(text: str) -> NodeSession:
+    model = onnx.parser.parse_model(f'<ir_version: {IR_VERSION}, opset_import: ["" : 21]> {text}')
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name in "io":
+            value.type.tensor_type.ClearField("shape")  # any
     return NodeSession(model, threads=_threads())
 
 

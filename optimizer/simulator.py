@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -34,14 +34,29 @@ from optc.optimizer.node_session import (
     bytes_of,
     give_back_memory,
     is_array,
+    quantising,
     rounding,
     value_of,
 )
 from optc.optimizer.reference import Array, owned
+from optc.passes import registry
 from optc.passes.determinism import RANDOM
 from optc.passes.float_port import FLOAT32, Ports, is_movement, nodes_of_sizes, ports
-from optc.passes.graph import all_nodes, bodies_of, reads
+from optc.passes.graph import all_nodes, bodies_of, export_model, import_model, reads
+from optc.passes.linear import peek
+from optc.passes.lower_floats import fate
+from optc.passes.pipeline import optimise
 from optc.passes.precision import DTYPES, Float, Lowering, NodePrecision
+from optc.passes.quantisation import (
+    EightBits,
+    Operands,
+    identities,
+    is_eight_bits,
+    quantisable,
+    scale_of,
+    weight_scales,
+)
+from optc.passes.quantisation import rounded as rounded_to_eight_bits
 from optc.passes.shape import Shapes
 from optc.specs.diagnostic import Diagnostic, ModelError
 
@@ -59,6 +74,23 @@ def spare_bytes() -> int:
     """Return the memory that may be used to save time: a quarter of what there is."""
     available = available_bytes()
     return MOST_KEPT if available is None else min(MOST_KEPT, available // 4)
+
+
+class Form(NamedTuple):
+    """In which numbers a tensor is read.
+
+    Attributes:
+        floats: The type that its values are rounded to.
+        eight: The precision that they are quantised to and dequantised from; None for none.
+        axis: Along which there is a scale for each channel; None for one scale.
+    """
+
+    floats: Float
+    eight: EightBits | None = None
+    axis: int | None = None
+
+
+EXACT = Form("fp32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +170,7 @@ class Simulator:
         self._session_of: dict[int, NodeSession] = {}
         self._session_with_bodies: dict[tuple[int, frozenset[Any]], NodeSession] = {}
         self._ports: dict[tuple[int, Float], Ports | None] = {}
+        self._operands: dict[int, Operands | None] = {}
         self._constants = _Constants()
         weakref.finalize(self, give_back_memory).atexit = False
 
@@ -179,7 +212,7 @@ class Simulator:
         self.runs += 1
         lowering = Lowering(nodes, self._floats, self._amax)
         run = _Run(self, reference.kept, lowering, None if see is None else _shower(see))
-        run.compute(self._needed(reference.kept, run.lowered))
+        run.compute(self._needed(reference.kept, run.low))
         return run.outputs(reference)
 
     def tensors(
@@ -201,7 +234,7 @@ class Simulator:
         for name in names & given.keys():
             shown(name, given[name])
         for name in names & self._constant_of.keys():
-            see(name, _stored(self._constant_of[name]))
+            see(name, peek(self._constant_of[name]))
         run = _Run(
             self, given, Lowering({}), lambda name, value: name in names and shown(name, value)
         )
@@ -227,29 +260,76 @@ class Simulator:
             return found
         return self._shapes.dtype(tensor.name)
 
+    def _rank_of(self, tensor: gs.Tensor) -> int | None:
+        if isinstance(tensor, gs.Constant):
+            return len(tensor.shape)
+        dims = self._shapes.dims(tensor.name)
+        return None if dims is None else len(dims)
+
     def _ports_of(self, index: int, precision: Float) -> Ports | None:
         """Return what of a step takes the type; None where it stays in fp32."""
         key = (index, precision)
         if key not in self._ports:
             node = self._steps[index].node
             found = ports(node, self._dtype_of, precision, sizes=self._sizes)
-            self._ports[key] = None if isinstance(found, str) else found
+            if isinstance(found, str) or _loses_a_constant(node, found, precision):
+                self._ports[key] = None
+            else:
+                self._ports[key] = found
         return self._ports[key]
 
+    def _operands_of(self, index: int) -> Operands | None:
+        """Return what of a step is quantised; None where nothing can be."""
+        if index not in self._operands:
+            node = self._steps[index].node
+            found = quantisable(node, self._dtype_of, self._rank_of)
+            known = not isinstance(found, str) and all(
+                node.inputs[place].name in self._amax for place in found.activations
+            )
+            self._operands[index] = found if known and not isinstance(found, str) else None
+        return self._operands[index]
+
     def _lowered(self, lowering: Lowering) -> dict[int, dict[str, NodePrecision]]:
-        """Return the number of each step that is not as in fp32 -> its nodes in low precision."""
+        """Return the number of each step with nodes in short floats -> these, and their precision."""
         found: dict[int, dict[str, NodePrecision]] = {}
         for name, precision in lowering.nodes.items():
-            index = self._step_of[name]
-            floats = lowering.float_of(name)
-            if precision in ("int8", "fp8") or (
-                floats != "fp32" and (self._in_body(name) or self._ports_of(index, floats))
-            ):
+            index, floats = self._step_of[name], lowering.float_of(name)
+            in_body = self._steps[index].node.name != name
+            if floats != "fp32" and (in_body or self._ports_of(index, floats)):
                 found.setdefault(index, {})[name] = precision
         return found
 
-    def _in_body(self, name: str) -> bool:
-        return bool(self._steps[self._step_of[name]].node.name != name)
+    def _quantised(self, lowering: Lowering) -> dict[int, dict[int, Form]]:
+        """Return the number of each step that reads 8 bits -> index of the input -> its form."""
+        found: dict[int, dict[int, Form]] = {}
+        products: dict[EightBits, set[str]] = {"int8": set(), "fp8": set()}
+        read: dict[tuple[str, EightBits], gs.Tensor] = {}
+        for name, precision in lowering.nodes.items():
+            index = self._step_of[name]
+            node = self._steps[index].node
+            operands = self._operands_of(index)
+            if not is_eight_bits(precision) or operands is None or node.name != name:
+                continue
+            products[precision].add(name)
+            forms = found.setdefault(index, {})
+            for place in operands.activations:
+                forms[place] = Form(lowering.floats, precision)
+                read[node.inputs[place].name, precision] = node.inputs[place]
+            if operands.weights is not None:
+                forms[operands.weights] = Form(lowering.floats, precision, operands.axis)
+        for (name, precision), tensor in read.items():
+            if name in self._outputs:
+                continue
+            for add, place in identities(
+                tensor,
+                products[precision],
+                lambda node: lowering.float_of(node.name) == lowering.floats,
+                lambda tensor: self._shapes.dims(tensor.name),
+            ):
+                index = self._step_of[add.name]
+                if self._steps[index].node is add:
+                    found.setdefault(index, {})[place] = Form(lowering.floats, precision)
+        return found
 
     def _is_exact(self, node: gs.Node, found: Ports) -> bool:
         """Whether the results need no rounding, as what the node reads is rounded."""
@@ -261,12 +341,12 @@ class Simulator:
             and not any(isinstance(value, float) for value in node.attrs.values())
         )
 
-    def _needed(self, known: Mapping[str, Any], lowered: Mapping[int, Any]) -> list[int]:
+    def _needed(self, known: Collection[str], low: Collection[int]) -> list[int]:
         """Return the steps that what may change needs, in order: it, and what was not kept of it."""
         changed: set[str] = set()
         follows = []
         for index, step in enumerate(self._steps):
-            follows.append(index in lowered or not changed.isdisjoint(step.reads))
+            follows.append(index in low or not changed.isdisjoint(step.reads))
             if follows[-1]:
                 changed.update(step.makes)
         needed = []
@@ -283,13 +363,6 @@ def _step(node: gs.Node) -> _Step:
     read = (tensor.name for tensor in reads(node) if not isinstance(tensor, gs.Constant))
     made = (tensor.name for tensor in node.outputs if tensor.name)
     return _Step(node, tuple(dict.fromkeys(read)), tuple(made))
-
-
-def _stored(constant: gs.Constant) -> Array:
-    """Return the values of a constant, which stays as it is: asked for them it would hold them."""
-    stored = constant._values
-    found: Array = stored if isinstance(stored, np.ndarray) else stored.load()
-    return found
 
 
 def _shower(see: See) -> Callable[[str, ort.OrtValue], None]:
@@ -321,10 +394,12 @@ class _Run:
         self.known = known
         self.lowering = lowering
         self.lowered = simulator._lowered(lowering)
+        self.quantised = simulator._quantised(lowering)
+        self.low = self.lowered.keys() | self.quantised.keys()
         self.made = made
         self.values: dict[str, ort.OrtValue] = {}
         self.changed: set[str] = set()  # what is not as in the reference
-        self.rounded: dict[str, dict[Float, ort.OrtValue]] = {}
+        self.rounded: dict[str, dict[Form, ort.OrtValue]] = {}
         self.type_of: dict[str, Float] = {}  # of what was computed in a short type
 
     def compute(self, steps: Collection[int]) -> None:
@@ -335,7 +410,7 @@ class _Run:
             last.pop(name, None)
         for index in steps:
             step = every[index]
-            as_reference = index not in self.lowered and self.changed.isdisjoint(step.reads)
+            as_reference = index not in self.low and self.changed.isdisjoint(step.reads)
             is_known = all(name in self.known for name in step.makes)
             if not (is_known and (as_reference or step.node.op in RANDOM)):
                 for name, value in zip(step.makes, self.results(index), strict=True):
@@ -353,7 +428,7 @@ class _Run:
         self.values[name] = value
         if not as_reference:
             self.changed.add(name)
-        if self.made is not None and not (as_reference and self.lowered):
+        if self.made is not None and not (as_reference and self.low):
             self.made(name, value)
 
     def value(self, name: str) -> ort.OrtValue:
@@ -373,50 +448,61 @@ class _Run:
     # -- one step
 
     def results(self, index: int) -> list[ort.OrtValue]:
-        step = self.simulator._steps[index]
+        simulator, step = self.simulator, self.simulator._steps[index]
         if bodies_of(step.node):
             return self.with_bodies(index)
         floats = self.lowering.float_of(step.node.name)
-        found = None if floats == "fp32" else self.simulator._ports_of(index, floats)
-        if found is None:
-            given = [self.read(tensor) for tensor in step.node.inputs if tensor.name]
-            return self.call(index, given)
+        short = simulator._ports_of(index, floats) if index in self.lowered else None
+        forms = self.quantised.get(index, {})
+        if short is not None:
+            forms = {**dict.fromkeys(short.inputs, Form(floats)), **forms}
         given = [
-            self.read(tensor, floats if place in found.inputs else None)
+            self.read(tensor, forms.get(place, EXACT))
             for place, tensor in enumerate(step.node.inputs)
             if tensor.name
         ]
         results = self.call(index, given)
-        places = [place for place, tensor in enumerate(step.node.outputs) if tensor.name]
-        exact = self.simulator._is_exact(step.node, found)
-        for number, (place, name) in enumerate(zip(places, step.makes, strict=True)):
-            if place in found.outputs:
-                self.type_of[name] = floats
-                if not exact:
-                    results[number] = _rounded(results[number], floats)
+        if short is not None:
+            is_exact = simulator._is_exact(step.node, short)
+            made = (place for place, tensor in enumerate(step.node.outputs) if tensor.name)
+            for number, (place, name) in enumerate(zip(made, step.makes, strict=True)):
+                if place in short.outputs:
+                    self.type_of[name] = floats
+                    if not is_exact:
+                        results[number] = _rounded(results[number], floats)
         return results
 
-    def read(self, tensor: gs.Tensor, to: Float | None = None) -> ort.OrtValue:
-        """Return the value of a tensor, rounded where it is not yet."""
+    def read(self, tensor: gs.Tensor, form: Form) -> ort.OrtValue:
+        """Return the value of a tensor in ``form``."""
         if isinstance(tensor, gs.Constant):
-            return self.simulator._constants.value(tensor, to)
+            return self.simulator._constants.value(tensor, form)
         name = tensor.name
-        if to is None or (name in self.values and self.type_of.get(name) == to):
+        if form == EXACT or (name in self.values and form == Form(self.type_of.get(name, "fp32"))):
             return self.value(name)
         known = self.rounded.setdefault(name, {})
-        if to not in known:
-            known[to] = _rounded(self.value(name), to)
-        return known[to]
+        if form not in known:
+            if form.eight is None:
+                known[form] = _rounded(self.value(name), form.floats)
+            else:
+                scale = scale_of(self.lowering.amax[name], form.eight)
+                known[form] = _quantised(self.read(tensor, Form(form.floats)), scale, form)
+        return known[form]
 
     def with_bodies(self, index: int) -> list[ort.OrtValue]:
         """Return the results of a control-flow node: one session for each choice of precisions."""
         simulator, step = self.simulator, self.simulator._steps[index]
         given = {name: self.value(name) for name in step.reads}
         sessions = simulator._session_with_bodies
-        key = (index, frozenset(self.lowered.get(index, {}).items()))
+        nodes = self.lowered.get(index, {})
+        key = (index, frozenset(nodes.items()))
         if key not in sessions:
             with _quoted(step.node, "cannot-simulate"):
                 model = simulator._sessions.model(step.node, given, step.makes)
+                if nodes:
+                    graph = import_model(model)
+                    lowering = Lowering(nodes, self.lowering.floats, self.lowering.amax)
+                    optimise(graph, registry.lowerers(), lowering=lowering)
+                    model = export_model(graph)
                 sessions[key] = simulator._sessions.of_model(model, list(given.values()))
         with _quoted(step.node, "simulation-failed"):
             return sessions[key].run(list(given.values()))
@@ -443,8 +529,29 @@ def _is_same(value: ort.OrtValue, other: ort.OrtValue | None) -> bool:
     )
 
 
+def _number(precision: NodePrecision) -> int:
+    return int(helper.np_dtype_to_tensor_dtype(DTYPES[precision]))
+
+
 def _rounded(value: ort.OrtValue, to: Float) -> ort.OrtValue:
-    return rounding(helper.np_dtype_to_tensor_dtype(DTYPES[to])).run([value])[0]
+    return value if to == "fp32" else rounding(_number(to)).run([value])[0]
+
+
+def _quantised(value: ort.OrtValue, scale: np.float32, form: Form) -> ort.OrtValue:
+    """Return ``value`` quantised and dequantised, in the floats of ``form``."""
+    assert form.eight is not None, "there is something to quantise to"
+    found = quantising(_number(form.eight)).run([value, value_of(np.asarray(scale))])[0]
+    return _rounded(found, form.floats)
+
+
+def _loses_a_constant(node: gs.Node, found: Ports, precision: Float) -> bool:
+    """Whether a constant that ``node`` reads is beyond the short type: such a node is not lowered."""
+    for place in found.inputs:
+        if isinstance(node.inputs[place], gs.Constant):
+            what = fate(node.inputs[place], DTYPES[precision])
+            if what.overflows or (what.numbers and what.lost == what.numbers):
+                return True
+    return False
 
 
 @contextmanager
@@ -493,23 +600,34 @@ class _Kept:
 
 
 class _Constants:
-    """Values of constants, also rounded, those used last held as far as memory allows."""
+    """Values of constants in the forms they are read in, those used last held as memory allows."""
 
     def __init__(self) -> None:
         self._limit = spare_bytes()
         self._bytes = 0
-        self._held: dict[tuple[str, Float | None], ort.OrtValue] = {}
+        self._held: dict[tuple[str, Form], ort.OrtValue] = {}
 
-    def value(self, tensor: gs.Constant, to: Float | None) -> ort.OrtValue:
-        key = (tensor.name, to)
+    def value(self, tensor: gs.Constant, form: Form) -> ort.OrtValue:
+        key = (tensor.name, form)
         found = self._held.pop(key, None)
         if found is None:
-            found = self._held.get((tensor.name, None)) or value_of(_stored(tensor))
-            if to is not None:
-                found = _rounded(found, to)
+            found = self._made(tensor, form)
             self._bytes += bytes_of(found)
         self._held[key] = found
         while self._bytes > self._limit:
             oldest = next(iter(self._held))
             self._bytes -= bytes_of(self._held.pop(oldest))
         return found
+
+    def _made(self, tensor: gs.Constant, form: Form) -> ort.OrtValue:
+        if form.eight is not None:
+            array = peek(tensor)
+            scales = (
+                scale_of(float(np.abs(array).max()), form.eight)
+                if form.axis is None
+                else weight_scales(array, form.axis, form.eight)
+            )
+            value = value_of(rounded_to_eight_bits(array, scales, form.eight, form.axis))
+            return _rounded(value, form.floats)
+        exact = self._held.get((tensor.name, EXACT))
+        return _rounded(value_of(peek(tensor)) if exact is None else exact, form.floats)
