@@ -113,10 +113,18 @@ def _asked(graph: gs.Graph, lowering: Lowering, precision: Float) -> frozenset[s
     for op in ("DequantizeLinear", "QuantizeLinear"):
         for node in nodes:
             if node.op == op and not node.domain and node.name not in lowering.nodes:
-                readers = node.outputs[0].outputs
+                readers = list(_readers_behind_casts(node.outputs[0]))
                 if readers and all(reader.name in asked for reader in readers):
                     asked.add(node.name)
     return frozenset(asked)
+
+
+def _readers_behind_casts(tensor: gs.Tensor) -> Iterator[gs.Node]:
+    for reader in tensor.outputs:
+        if reader.op == "Cast" and not reader.domain:
+            yield from reader.outputs[0].outputs
+        else:
+            yield reader
 
 
 # --- weights -------------------------------------------------------------------------------------
