@@ -25,8 +25,9 @@ import numpy.typing as npt
 from onnx import helper
 
 from optc.optimizer.arrays import dtype_of, read_arrays
-from optc.optimizer.compare import Difference, Tolerance, compare, is_inexact
+from optc.optimizer.compare import Difference, Tolerance, compare, is_inexact, number
 from optc.optimizer.criteria import Criteria
+from optc.optimizer.detection import MIDDLE
 from optc.optimizer.feed import checked_feed
 from optc.optimizer.first_difference import Compared, FirstDifference, Search
 from optc.optimizer.judgement import Judgement
@@ -54,6 +55,18 @@ EXPLAINED_BY_NOISE = frozenset({"tolerance", "of_scale", "agreement", "shape", "
 """What an output may miss and yet be within the noise: the measures of single elements."""
 
 
+LOOSENED: Mapping[str, str] = {
+    "tolerance": "raise `verify.atol` and `verify.rtol`",
+    "of_scale": "raise `verify.of_scale`",
+    "sqnr_db": "lower `verify.sqnr_db`",
+    "cosine": "lower `verify.cosine`",
+    "agreement": "lower `verify.agreement`",
+    "top_k": "lower `agreement` of `verify.top_k`",
+    "boxes_high": "lower `high` of `verify.detections`",
+    "boxes_middle": "lower `middle` of `verify.detections`",
+    "boxes_low": "lower `low` of `verify.detections`",
+}
+"""Metric -> how less is asked of it."""
 COARSE = 0.1
 """Of the scale: what a tensor inside may be off by where the output is held to no such measure."""
 
@@ -128,6 +141,12 @@ class Finding:
         return self.difference.max_abs if self.difference else 0.0
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs that are off for the same reason: itself, or the boxes that it belongs to."""
+        unmet = (each.outputs for each in self.judgements if not each.met)
+        return next(unmet, (self.output,))
+
+    @property
     def by_element(self) -> bool:
         """Whether ``atol`` and ``rtol``, or equality, is all that it was held against."""
         return all(judgement.metric in BY_ELEMENT for judgement in self.judgements)
@@ -168,6 +187,88 @@ class NotCompared:
     words: str
 
 
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What came of one thing that is asked, over the cases of a group.
+
+    Attributes:
+        outputs: Names of the outputs, several where they are boxes together.
+        metric: As in `Judgement`.
+        limit: What is asked.
+        worst: The value of the worst case.
+        mean: The mean over the cases.
+        badness: Of the worst case.
+        counts: For a share: how many are as they should be, and of how many, in all cases.
+    """
+
+    outputs: tuple[str, ...]
+    metric: str
+    limit: float
+    worst: float
+    mean: float
+    badness: float
+    counts: tuple[int, int] | None
+
+    @classmethod
+    def of(cls, judged: Sequence[Judgement]) -> Measure:
+        """Return what judgements of the same thing come to."""
+        worst = max(judged, key=lambda each: (each.badness, -each.value))
+        values = [each.value for each in judged]
+        counts = [each.counts for each in judged if each.counts is not None]
+        return cls(
+            worst.outputs,
+            worst.metric,
+            worst.limit,
+            worst.value,
+            float(np.mean(values)) if np.isfinite(values).all() else worst.value,
+            worst.badness,
+            (sum(good for good, _ in counts), sum(of for _, of in counts)) if counts else None,
+        )
+
+    def as_json(self) -> dict[str, object]:
+        """Return it for programs."""
+        return {
+            "outputs": list(self.outputs),
+            "metric": self.metric,
+            "limit": number(self.limit),
+            "worst": number(self.worst),
+            "mean": number(self.mean),
+            "badness": number(self.badness),
+            "counts": None if self.counts is None else list(self.counts),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class GroupFigures:
+    """What came of a group of inputs.
+
+    Attributes:
+        group: Its name; None for made-up input and what is in no group.
+        cases: How many of its inputs were compared.
+        not_met: How many findings of it are not met.
+        measures: What was measured, the worst first; of boxes the low scores before the high.
+    """
+
+    group: str | None
+    cases: int
+    not_met: int
+    measures: tuple[Measure, ...]
+
+    @property
+    def badness(self) -> float:
+        """Of the worst measure."""
+        return max((measure.badness for measure in self.measures), default=0.0)
+
+    def as_json(self) -> dict[str, object]:
+        """Return it for programs."""
+        return {
+            "group": self.group,
+            "cases": self.cases,
+            "not_met": self.not_met,
+            "measures": [measure.as_json() for measure in self.measures],
+        }
+
+
 @dataclass(slots=True)
 class Verification:
     """What holding a package against its original gave.
@@ -179,6 +280,7 @@ class Verification:
         ran: What ran the package: one report a group of targets.
         with_engine: Numbers of the stages that are meant to run as engines.
         findings: One for each output of each case.
+        judged: Group, case and judgement, for each thing that is asked in each case.
         not_compared: Cases that could not be run.
         first: The first tensor inside that differs, for the first finding that is not met.
         unmet: What is wrong, as errors.
@@ -191,6 +293,7 @@ class Verification:
     ran: dict[str, RunReport] = field(default_factory=dict)
     with_engine: frozenset[int] = frozenset()
     findings: list[Finding] = field(default_factory=list)
+    judged: list[tuple[str | None, str, Judgement]] = field(default_factory=list)
     not_compared: list[NotCompared] = field(default_factory=list)
     first: FirstDifference | None = None
     unmet: list[Diagnostic] = field(default_factory=list)
@@ -229,6 +332,7 @@ class Verification:
                     if run.id in self.with_engine and run.runtime != "tensorrt"
                 }
             ),
+            "groups": [figures.as_json() for figures in self.groups()],
             "findings": [finding.as_json() for finding in self.worst_first()],
             "not_compared": [
                 {"case": case.case, "kind": case.kind, "words": case.words}
@@ -241,6 +345,21 @@ class Verification:
     def worst_first(self) -> list[Finding]:
         """Return the findings, the worst one first."""
         return sorted(self.findings, key=lambda finding: finding.badness)
+
+    def groups(self) -> list[GroupFigures]:
+        """Return the figures of each group, the worst group first."""
+        by_group: dict[str | None, dict[tuple[tuple[str, ...], str], list[Judgement]]] = {}
+        cases: dict[str | None, set[str]] = {}
+        for group, case, judgement in self.judged:
+            key = (judgement.outputs, judgement.metric)
+            by_group.setdefault(group, {}).setdefault(key, []).append(judgement)
+            cases.setdefault(group, set()).add(case)
+        figures = []
+        for group, judged in by_group.items():
+            bad = [f for f in self.findings if f.group == group and f.verdict == "not met"]
+            measures = sorted((Measure.of(each) for each in judged.values()), key=_worst_first)
+            figures.append(GroupFigures(group, len(cases[group]), len(bad), tuple(measures)))
+        return sorted(figures, key=lambda each: (-each.badness, each.group is None))
 
     def render(self) -> str:
         """Return the text for people: the table, the low scores, what ran where."""
@@ -323,6 +442,11 @@ def quick_check(
     ]
     result.unmet = [problem for problem in result.unmet if problem.code not in soft]
     return result
+
+
+def _worst_first(measure: Measure) -> tuple[bool, float]:
+    """What measures are sorted by; low scores, which nothing may be asked of, before all."""
+    return (measure.metric != "boxes_low", -measure.badness)
 
 
 # --- cases ---------------------------------------------------------------------------------------
@@ -538,6 +662,7 @@ class _Run:
         group: Sequence[Target],
     ) -> None:
         judged = self.result.criteria.judge(expected, found, case.group)
+        self.result.judged += [(case.group, case.name, judgement) for judgement in judged]
         tolerances = {
             name: self.result.criteria.tolerance(name, array, case.group)
             for name, array in expected.items()
@@ -637,10 +762,11 @@ class _Run:
                 )
             )
         self._note_below_tolerance()
-        told = set()
+        self._note_boxes_not_compared()
+        told: set[tuple[str | None, str]] = set()
         for finding in result.worst_first():
-            if finding.verdict == "not met" and finding.output not in told:
-                told.add(finding.output)
+            if finding.verdict == "not met" and (finding.group, finding.output) not in told:
+                told |= {(finding.group, name) for name in finding.outputs}
                 result.unmet.append(self._problem_of(finding))
         if not self._compared and not result.unmet:
             result.unmet.append(
@@ -673,6 +799,26 @@ class _Run:
                 )
             )
 
+    def _note_boxes_not_compared(self) -> None:
+        """Say which boxes were in no case of a kind that tells something."""
+        compared: dict[tuple[str, ...], int] = {}
+        for _, _, judgement in self.result.judged:
+            if judgement.metric.startswith("boxes") and judgement.metric != "boxes_attached":
+                kind = judgement.metric in ("boxes_high", "boxes_middle")
+                count = judgement.counts[1] if kind and judgement.counts else 0
+                compared[judgement.outputs] = compared.get(judgement.outputs, 0) + count
+        for outputs, count in compared.items():
+            if not count and not self._quick:
+                self.result.notes.append(
+                    Diagnostic(
+                        "nothing-to-compare",
+                        f"in no case {_listed(outputs)} held a box that scores {MIDDLE:g} or more "
+                        "and stays clear of the model's own cut: little is known of the boxes",
+                        "give real inputs with `verify: {data: ...}` in the spec, or `--data`",
+                        severity="warning",
+                    )
+                )
+
     def _note_not_compared(self) -> None:
         for case in self.result.not_compared:
             if case.kind == "rejected":
@@ -699,7 +845,9 @@ class _Run:
 
     def _problem_of(self, finding: Finding) -> Diagnostic:
         difference = finding.difference
-        where = f"output `{finding.output}`, case {finding.case}, {_targets(finding.targets)}"
+        outputs = finding.outputs
+        where = f"output{'s' if len(outputs) > 1 else ''} {_listed(outputs)}, case {finding.case}"
+        where += f", {_targets(finding.targets)}"
         if finding.group is not None:
             where = f"group `{finding.group}`, {where}"
         if difference is None:
@@ -712,8 +860,8 @@ class _Run:
         parts = [judgement.words for judgement in unmet if judgement.metric not in BY_ELEMENT]
         if finding.by_element or not parts:
             parts.append(described(difference))
-        else:
-            parts.append(_values(difference))
+        elif len(outputs) == 1 and difference.worst is not None:
+            parts.append(f"the worst: {_values(difference)}")
         parts[0] = f"{where}: {parts[0]}"
         if finding.rows:
             parts.append(finding.rows)
@@ -724,16 +872,20 @@ class _Run:
         if first is not None and first.tensor in leading and not self._first_told:
             self._first_told = True  # one is enough: outputs mostly fail for the same reason
             parts.append(_first_in_words(first))
-        return Diagnostic("verify-not-met", "; ".join(parts), self._what_to_do(difference, first))
+        return Diagnostic("verify-not-met", "; ".join(parts), self._what_to_do(finding, first))
 
-    def _what_to_do(self, difference: Difference, first: FirstDifference | None) -> str:
+    def _what_to_do(self, finding: Finding, first: FirstDifference | None) -> str:
         ways = []
         rewritten = first.rewritten if first is not None else ""
         fired = [p.name for p in self._package.manifest.passes if rewritten in p.fired]
         if fired:
             ways.append(f"try without what rewrote it: `passes: {{disable: [{', '.join(fired)}]}}`")
-        if difference.same_shape and difference.dtypes is None and not difference.special:
-            ways.append("if this is exact enough, raise `verify.atol` and `verify.rtol`")
+        metrics = [each.metric for each in finding.judgements if not each.met]
+        if metrics and all(metric in LOOSENED for metric in metrics):
+            if self.result.criteria.precision not in ("fp32", "tf32"):
+                ways.append("keep more in a higher precision with `precision: {keep_fp32: [...]}`")
+            asked = " and ".join(dict.fromkeys(LOOSENED[metric] for metric in metrics))
+            ways.append(f"if this is exact enough, {asked}")
         return "; ".join(ways) or "compile again without some passes to find the one at fault"
 
 

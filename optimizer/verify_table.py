@@ -12,10 +12,27 @@ from optc.optimizer.noise import FACTOR
 from optc.optimizer.runtime import RunReport, StageRun
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from optc.optimizer.verify import Finding, Verification
 
 MOST_ROWS = 30
 MOST_SCORES = 4
+NO_GROUP = "(no group)"
+METRICS = {
+    "tolerance": "share used of atol and rtol",
+    "of_scale": "largest error of the scale",
+    "sqnr_db": "SQNR in dB",
+    "cosine": "cosine",
+    "top_k": "best entries the same",
+    "agreement": "equal",
+    "boxes_low": "boxes below 0.2 matched",
+    "boxes_middle": "boxes 0.2 to 0.5 matched",
+    "boxes_high": "boxes above 0.5 matched",
+    "boxes_overlap": "mean overlap of boxes",
+    "boxes_score": "mean difference of scores",
+    "boxes_attached": "mean error of what boxes have",
+}
 WORDS = {
     "met": "met",
     "within noise": "within the noise of the original",
@@ -31,6 +48,7 @@ def text_of(verification: Verification) -> str:
         parts.append(_table(findings[:MOST_ROWS], targets=_targets_differ(findings)))
         if len(findings) > MOST_ROWS:
             parts.append(f"and {len(findings) - MOST_ROWS} outputs that are nearer (see --json)")
+    parts += _groups(verification)
     parts += _score_lines(findings)
     parts.append(_verdict(verification))
     parts.append(f"original: {verification.model} on {verification.reference}")
@@ -45,7 +63,6 @@ def _targets_differ(findings: list[Finding]) -> bool:
 
 def _table(findings: list[Finding], *, targets: bool) -> str:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -63,14 +80,61 @@ def _table(findings: list[Finding], *, targets: bool) -> str:
             row.append(", ".join(finding.targets))
         row.append(WORDS[finding.verdict])
         if measured:
-            row.append("; ".join(judgement.words for judgement in finding.judgements))
+            row.append("\n".join(_measured(finding)))
         table.add_row(*row, *_figures(finding))
+    return _rendered(table)
+
+
+def _rendered(table: Table) -> str:
+    from rich.console import Console
+
     # Where nobody looks, as in a log of CI, lines may be as long as they need to be.
     width = max(shutil.get_terminal_size((160, 24)).columns, 100)
     text = io.StringIO()
     console = Console(file=text, width=width, markup=False, highlight=False, color_system=None)
     console.print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines())
+
+
+def _groups(verification: Verification) -> Iterator[str]:
+    """Yield the figures by group, where there are groups, or boxes, whose cases are added up."""
+    from rich import box
+    from rich.table import Table
+
+    groups = verification.groups()
+    measures = [measure for figures in groups for measure in figures.measures]
+    boxes = any(measure.metric.startswith("boxes") for measure in measures)
+    if not boxes and all(figures.group is None for figures in groups):
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("group", "outputs", "measured"):
+        table.add_column(heading)
+    for heading in ("asked", "worst case", "mean", "in all", "cases"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for figures in groups:
+        name = NO_GROUP if figures.group is None else figures.group
+        for measure in figures.measures:
+            table.add_row(
+                name,
+                ", ".join(measure.outputs),
+                METRICS.get(measure.metric, measure.metric),
+                f"{measure.limit:.4g}" if measure.limit else "",
+                f"{measure.worst:.3g}",
+                f"{measure.mean:.3g}",
+                "" if measure.counts is None else "{} of {}".format(*measure.counts),
+                str(figures.cases),
+            )
+    yield _rendered(table)
+
+
+def _measured(finding: Finding) -> Iterator[str]:
+    """Yield what was measured; of boxes once, beside their corners."""
+    for judgement in finding.judgements:
+        if judgement.outputs[0] == finding.output:
+            yield judgement.words
+    others = (each.outputs[0] for each in finding.judgements if each.outputs[0] != finding.output)
+    for name in dict.fromkeys(others):
+        yield f"with `{name}`"
 
 
 def _case(finding: Finding) -> str:
