@@ -150,7 +150,7 @@ class _Wants:
         if asked in ("int8", "fp8"):
             from optc.passes.quantisation import quantisable
 
-            operands = quantisable(node, _dtype_of, self._rank_of)
+            operands = quantisable(node, _dtype_of, self._rank_of, asked)
             if not isinstance(operands, str):
                 levels = (asked, float_, "fp32")
                 self.wanted.operands[node.name] = operands

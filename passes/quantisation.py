@@ -17,12 +17,14 @@ ConvTranspose       never                    never
 
 Where it does not, it takes the model all the same, dequantises the operands while it runs, the weights
 too, and multiplies floats: the numbers are rounded for nothing. On 7.5 the floats around a Gemm or
-MatMul must be fp16. Below 8.9 the builder refuses fp8 by name. A Conv in groups is widened with zeros
-to four channels a group, a depthwise one to many times its size: it stays in floats.
+MatMul must be fp16. Below 8.9 the builder refuses fp8 by name. A Conv in fp8 has kernels of at most 32
+taps. A Conv in groups is widened with zeros to four channels a group, a depthwise one to many times its
+size: it stays in floats.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
@@ -42,6 +44,9 @@ PRODUCTS = ("Conv", "Gemm", "MatMul")
 
 LEAST_CHANNELS = 4
 """Of a group of a Conv: fewer are widened with zeros."""
+
+MOST_TAPS = 32
+"""Of the kernel of a Conv in fp8, over all its spatial axes: 4x8 are multiplied as fp8, 3x11 are not."""
 
 WIDEST_RATIO = 2.0**-10
 """The least scale of a channel, as a share of the largest of its tensor.
@@ -90,13 +95,16 @@ def least_capability(op: str, precision: EightBits) -> str | None:
     return "8.0" if op == "Conv" else "7.5"
 
 
-def quantisable(node: gs.Node, dtype_of: DTypeOf, rank_of: RankOf) -> Operands | str:
+def quantisable(
+    node: gs.Node, dtype_of: DTypeOf, rank_of: RankOf, precision: EightBits | None = None
+) -> Operands | str:
     """Return which operands of ``node`` are quantised, or why none is.
 
     Args:
         node: Of the main graph.
         dtype_of: Says the type of a tensor; None where it is not known.
         rank_of: Says how many axes it has; None where it is not known.
+        precision: To what; None for what int8 and fp8 have in common.
 
     Returns:
         A reason is a phrase about the node; it is empty where the node is no product.
@@ -116,7 +124,9 @@ def quantisable(node: gs.Node, dtype_of: DTypeOf, rank_of: RankOf) -> Operands |
     constant = [isinstance(tensor, gs.Constant) for tensor in (left, right)]
     if all(constant):
         return "both its operands are constant"
-    return _of_conv(node) if node.op == "Conv" else _of_matrices(node, ranks, constant)
+    if node.op == "Conv":
+        return _of_conv(node, precision)
+    return _of_matrices(node, ranks, constant)
 
 
 def is_quantised(node: gs.Node) -> bool:
@@ -124,7 +134,7 @@ def is_quantised(node: gs.Node) -> bool:
     return any(made_by(tensor, "DequantizeLinear") is not None for tensor in node.inputs[:2])
 
 
-def _of_conv(node: gs.Node) -> Operands | str:
+def _of_conv(node: gs.Node, precision: EightBits | None) -> Operands | str:
     weights = node.inputs[1]
     if not isinstance(weights, gs.Constant):
         return "its weights are computed at run time"
@@ -132,6 +142,8 @@ def _of_conv(node: gs.Node) -> Operands | str:
         return (
             f"it has fewer than {LEAST_CHANNELS} channels a group, which TensorRT fills with zeros"
         )
+    if precision == "fp8" and math.prod(weights.shape[2:]) > MOST_TAPS:
+        return f"its kernel has more than {MOST_TAPS} taps, for which TensorRT multiplies no fp8"
     return Operands((0,), 1, 0)
 
 

@@ -162,7 +162,7 @@ def _operands(
         dims = facts.dims(tensor)
         return None if dims is None else len(dims)
 
-    operands = quantisable(node, facts.dtype, rank_of)
+    operands = quantisable(node, facts.dtype, rank_of, precision)
     if isinstance(operands, str):
         return operands
     for index in operands.activations:

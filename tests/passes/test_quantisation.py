@@ -152,6 +152,19 @@ def test_reasons(name: str) -> None:
     assert bool(reason) is bool(expected)
 
 
+@pytest.mark.parametrize(("taps", "precision"), [(32, "fp8"), (33, "int8"), (33, "fp8")])
+def test_kernels_in_fp8_have_32_taps_at_most(taps: int, precision: EightBits) -> None:
+    conv = gs.Node(
+        "Conv",
+        inputs=[
+            gs.Variable("x", np.float32, [1, 4, 99]),
+            gs.Constant("w", np.ones((4, 4, taps), np.float32)),
+        ],
+    )
+    found = quantisable(conv, _dtype_of, _rank_of, precision)
+    assert isinstance(found, str) is ((taps, precision) == (33, "fp8"))
+
+
 def test_the_largest_magnitude_is_the_largest_number() -> None:
     assert quantised(np.float32([-6.35, 6.35]), scale_of(6.35, "int8"), "int8").tolist() == [
         -127,

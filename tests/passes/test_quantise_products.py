@@ -11,6 +11,7 @@ from engine_layers import engine_layers, multiplied
 from graphs import assert_same_numbers, parsed, run, seeded_inputs, text
 from onnx import ModelProto, numpy_helper
 
+from optc.passes import quantisation
 from optc.passes.graph import export_model, import_model
 from optc.passes.lower_floats import LowerFloats
 from optc.passes.pipeline import PassRecord, optimise
@@ -365,7 +366,7 @@ def test_a_product_of_matrices_computes_what_numpy_rounds(precision: EightBits) 
 
 # --- what the builder makes of it ----------------------------------------------------------------
 
-IMAGES = "g (float[1,16,8,8] x) => (float y)"
+IMAGES = "g (float[1,16,16,16] x) => (float y)"
 WIDE = {
     "chain": f"{IMAGES} {{ [a] p = Conv (x, w) [r] q = Relu (p) [b] y = Conv (q, w) }}",
     "pool": f"{IMAGES} {{ [a] p = Conv (x, w) [m] q = MaxPool <kernel_shape = [2, 2]> (p) "
@@ -430,6 +431,24 @@ def test_on_7_5_it_multiplies_8_bits_in_products_of_matrices_only() -> None:
     names = ("matrices", "chain")
     engines = engine_layers([lowered(wide(name), "int8", "fp16") for name in names], "7.5")
     assert [set(multiplied(layers)) for layers in engines] == [{"Int8"}, {"Half"}]
+
+
+@pytest.mark.parametrize(("width", "multiplied_as"), [(8, "FP8"), (9, "Half")])
+def test_fp8_of_more_than_32_taps_would_be_multiplied_as_floats(
+    width: int, multiplied_as: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pass declines such a Conv; this is what it would become."""
+    monkeypatch.setattr(quantisation, "MOST_TAPS", 99)
+    model = wide("chain")
+    model.graph.initializer[0].CopyFrom(
+        numpy_helper.from_array(np.ones((16, 16, 4, width), np.float32), "w")
+    )
+    del model.graph.node[1:], model.graph.value_info[:]
+    model.graph.output[0].name = "p"
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    model = onnx.shape_inference.infer_shapes(model)
+    [layers] = engine_layers([lowered(model, "fp8", "fp16")], "8.9")
+    assert multiplied(layers) == [multiplied_as]
 
 
 def test_no_sum_of_integers_is_written_as_fp16() -> None:
