@@ -90,12 +90,12 @@ class Looks:
             return 0.0
         return math.sqrt(max(after**2 - before**2, 0.0)) if math.isfinite(after) else math.inf
 
-    def overflow(self, tensors: Iterable[str], end: float) -> tuple[str, float] | None:
-        """Return the tensor that goes farthest beyond ``end``, and how far; None where none does."""
-        beyond = [(self.largest[t], t) for t in tensors if self.largest.get(t, 0.0) > end]
-        if not beyond:
+    def most(self, tensors: Iterable[str]) -> tuple[str, float] | None:
+        """Return that of ``tensors`` which gets the largest, and how large; None where all are 0."""
+        seen = [(self.largest[name], name) for name in tensors if self.largest.get(name)]
+        if not seen:
             return None
-        most, name = max(beyond)
+        most, name = max(seen)
         return name, most
 
 

@@ -47,6 +47,9 @@ FAINT = 0.01
 
 BITS: Mapping[NodePrecision, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8}
 
+DIGITS: Mapping[NodePrecision, int] = {"fp16": 10, "bf16": 7}
+"""Float -> binary digits after the first."""
+
 Levels = bytes
 """One byte a candidate: which of its precisions it has, 0 for the lowest."""
 
@@ -303,7 +306,7 @@ class _Search:
         self.measurements.hold_against(nodes)
         self.full = {self.top: (FREE, 0)}
         what = "what is set by hand" if fixed else "the model in fp32"
-        return f"{what} alone has {_times(cost)}, and what is searched is held against that instead"
+        return f"{what} alone {_words(cost)}, and what is searched is held against that instead"
 
     def _lowered(self) -> Levels:
         """Return the candidates as low as the demands allow."""
@@ -456,13 +459,13 @@ class _Search:
 
         def key(i: int) -> tuple[bool, float, str, int]:
             op = self.candidates[i].op
-            return self._overflow(i) is None, mean[op], op, i
+            return not self._overflows(i), mean[op], op, i
 
         return tuple(sorted(nodes, key=key))
 
     def _middle(self, nodes: Sequence[int]) -> int:
         """Return where to split: where overflow ends, else between operators, else in the middle."""
-        kinds = [(self._overflow(i) is None, self.candidates[i].op) for i in nodes]
+        kinds = [(self._overflows(i), self.candidates[i].op) for i in nodes]
         ends = [k for k in range(1, len(nodes)) if kinds[k][0] != kinds[k - 1][0]]
         ends = ends or [k for k in range(1, len(nodes)) if kinds[k] != kinds[k - 1]]
         return min(ends or range(1, len(nodes)), key=lambda k: abs(2 * k - len(nodes)))
@@ -485,12 +488,15 @@ class _Search:
             self.full[state] = cost, sample
         return cost, sample
 
-    def _overflow(self, i: int) -> tuple[str, float] | None:
-        """Return the tensor of a candidate that a low float cannot hold, and its magnitude."""
-        candidate = self.candidates[i]
-        ends = [LARGEST[level] for level in candidate.levels if level in ("fp16", "bf16")]
-        tensors = (*candidate.inputs, *candidate.outputs)
-        return self.looks.overflow(tensors, min(ends)) if ends else None
+    def _overflows(self, i: int) -> bool:
+        """Whether a low float cannot hold what a candidate reads or makes."""
+        floats = [LARGEST[level] for level in self.candidates[i].levels if level in DIGITS]
+        largest = self._largest(i)
+        return largest is not None and largest[1] > min(floats, default=math.inf)
+
+    def _largest(self, i: int) -> tuple[str, float] | None:
+        """Return the tensor of a candidate that gets the largest, and its magnitude."""
+        return self.looks.most((*self.candidates[i].inputs, *self.candidates[i].outputs))
 
     # --- what is told of it ----------------------------------------------------------------------
 
@@ -545,17 +551,21 @@ class _Search:
         """Return in words what a candidate costs at a level, and why it is not there if it is not."""
         low = self.candidates[i].levels[level]
         words = []
-        beyond = self._overflow(i) if low in ("fp16", "bf16") else None
-        if beyond:
-            words.append(f"`{beyond[0]}` reaches {beyond[1]:.3g}, {low} ends at {LARGEST[low]:.5g}")
+        if low in DIGITS and (largest := self._largest(i)):
+            name, most = largest
+            if most > LARGEST[low]:
+                words.append(f"`{name}` reaches {most:.3g}, {low} ends at {LARGEST[low]:.5g}")
+            elif kept:
+                step = 2.0 ** (math.floor(math.log2(most)) - DIGITS[low])
+                words.append(f"`{name}` reaches {most:.3g}, where {low} goes in steps of {step:g}")
         alone, group = self.alone.get((i, level)), self.together.get((i, level))
         if alone is not None:
-            words.append(f"in {low} it alone has {_times(alone)}")
+            words.append(f"alone in {low} it {_words(alone)}")
             if kept and alone.badness <= self.limit:
-                words.append("too much beside what the others have")
+                words[-1] += ", too much beside the others"
         elif group is not None:
             count = len(group.nodes)
-            words.append(f"one of {count} nodes that together, in {low}, have {_times(group.cost)}")
+            words.append(f"one of {count} nodes of which all in {low} {_words(group.cost, 'cost')}")
         elif kept:
             words.append(f"not searched in {low}")
         return "; ".join(words)
@@ -612,11 +622,11 @@ def _weight(cost: Cost, whole: Cost) -> float:
     return max(cost.badness, FAINT * min(cost.drift / whole.drift, 1.0))
 
 
-def _times(cost: Cost) -> str:
+def _words(cost: Cost, verb: str = "costs") -> str:
     """Return an error in words."""
-    of = f" of `{cost.output}`" if cost.output else ""
     if not math.isfinite(cost.badness):
-        return f"no number in the output{of}"
+        return f"{verb} all: `{cost.output}` is no number any more"
+    of = f"the tolerance of `{cost.output}`" if cost.output else "the tolerance"
     if cost.badness > 1:
-        return f"{cost.badness:.3g} times the error that is allowed{of}"
-    return f"{cost.badness:.2%} of the error that is allowed{of}"
+        return f"{verb} {cost.badness:.3g} times {of}"
+    return f"{verb} {100 * cost.badness:.2g} % of {of}"

@@ -139,8 +139,8 @@ def test_what_breaks_it_alone_is_kept_and_nothing_else() -> None:
     assert found.complete
     assert found.runs < 60
     assert [each.node for each in found.ranking[:3]] == ["n500", "n17", "n903"]
-    assert found.ranking[1].why == "in fp16 it alone has 4 times the error that is allowed of `y`"
-    assert found.ranking[0].why == "in fp16 it alone has no number in the output of `y`"
+    assert found.ranking[1].why == "alone in fp16 it costs 4 times the tolerance of `y`"
+    assert found.ranking[0].why == "alone in fp16 it costs all: `y` is no number any more"
     assert found.ranking[1].measured
 
 
@@ -231,7 +231,7 @@ def test_demands_that_nothing_can_meet_do_not_keep_everything() -> None:
     nodes[3] = Candidate("n3", "Conv", 1.0, ("int8",))
     found = found_in(Model(of_squares({"n3": 7.0, "n4": 20.0})), nodes)
     assert not found.met
-    assert found.reason.startswith("what is set by hand alone has 7 times the error")
+    assert found.reason.startswith("what is set by hand alone costs 7 times the tolerance")
     assert kept(found) == {"n4"}
 
 
