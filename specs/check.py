@@ -315,7 +315,11 @@ def _calibration_problems(source: Source, reading: Reading) -> list[Diagnostic]:
 def _no_calibration(
     source: Source, reading: Reading, where: str | int, precision: str
 ) -> Diagnostic:
-    keys = ("precision", "default") if where == "default" else ("precision", "layers", where)
+    keys = (
+        ("precision", "default")
+        if where == "default"
+        else ("precision", "layers", where, "precision")
+    )
     return Diagnostic(
         "no-calibration",
         f"{precision} needs data of yours to take the ranges of values from",

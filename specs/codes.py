@@ -34,6 +34,7 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
         "unknown-precision": "There is no precision of that name.",
         "unknown-backend": "There is no backend of that name.",
         "unknown-runtime": "There is no fallback runtime of that name.",
+        "unknown-choice": "A value is none of those that may stand there.",
         "unknown-compute-capability": "The backend does not build for that compute capability.",
         "bad-sha256": "A SHA-256 does not consist of 64 hexadecimal digits.",
         "bad-target-name": "The name of a target cannot be the name of a folder.",

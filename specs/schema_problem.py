@@ -28,11 +28,21 @@ _EXAMPLES: Final = {
     "opt": "opt: 4",
     "max": "max: 8",
     "name": "name: ampere",
+    "precision": "precision: fp16",
+    "data": 'data: "samples/*.npz"',
+    "boxes": "boxes: boxes",
+    "scores": "scores: scores",
 }
 _CHOICES: Final[dict[str, tuple[str, str, tuple[str, ...]]]] = {
     "default": ("unknown-precision", "precision", ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")),
     "backend": ("unknown-backend", "backend", ("tensorrt-rtx", "tensorrt")),
     "runtime": ("unknown-runtime", "fallback runtime", ("onnxruntime", "torch")),
+    "precision": ("unknown-precision", "precision", ("fp32", "fp16", "bf16", "int8", "fp8")),
+    "method": ("unknown-choice", "method", ("minmax", "percentile", "entropy", "mse")),
+    "resize": ("unknown-choice", "way to resize", ("stretch", "letterbox", "crop")),
+    "color": ("unknown-choice", "color", ("rgb", "bgr", "gray")),
+    "layout": ("unknown-choice", "layout", ("nchw", "nhwc")),
+    "format": ("unknown-choice", "format of boxes", ("corners", "center")),
 }
 _EXPECTED: Final = {
     "dict_type": "a mapping",

@@ -149,3 +149,8 @@ def test_scalars_empty_arrays_and_unknown_ranks_are_taken() -> None:
 def test_a_value_that_is_no_tensor_is_passed_on() -> None:
     sequence = Tensor(name="q", dtype="sequence(float32)", shape=None)
     assert checked_feed(manifest(sequence), {"q": [1, 2]}) == {"q": [1, 2]}
+
+
+def test_what_is_no_package_yet_is_called_what_it_is() -> None:
+    with pytest.raises(InputError, match="is float64, the model takes float32"):
+        checked_feed(manifest(IMAGE), {"image": np.zeros((1, 3, 8))}, taker="model")

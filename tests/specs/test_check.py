@@ -2,18 +2,20 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import onnx
 import pytest
 from onnx import TensorProto, helper
 from spec_file import HEAD, RANGES, VALID, checked, codes, faults, rendered
 
-from optc.specs.check import check
+from optc.specs.check import check, data_files
 from optc.specs.codes import CODES
-from optc.specs.compile_spec import Range
+from optc.specs.compile_spec import Part, Range
 from optc.specs.diagnostic import SpecError
 from optc.specs.model_problem import ResolvedInput
 from optc.specs.onnx_ops import ONNX_OPS
+from optc.specs.schema_problem import _CHOICES, _EXAMPLES
 
 pytestmark = pytest.mark.usefixtures("beside_model")
 
@@ -44,6 +46,7 @@ MISTAKES = {
     "unknown-precision": VALID + "precision: fp32x\n",
     "unknown-backend": VALID + "targets: [{name: a, backend: trt}]\n",
     "unknown-runtime": VALID + "fallback: {runtime: tflite}\n",
+    "unknown-choice": VALID + "verify: {detections: [{boxes: a, scores: b, format: xyxy}]}\n",
     "unknown-compute-capability": VALID + "targets: [{name: a, compute_capability: 8.7}]\n",
     "bad-sha256": VALID.replace("m.onnx", "{path: m.onnx, sha256: abc}"),
     "bad-target-name": VALID + "targets: [{name: a/b}]\n",
@@ -78,7 +81,7 @@ def test_each_mistake_has_its_code_and_no_other(code: str) -> None:
 def test_the_mistakes_are_all_there_are() -> None:
     elsewhere = {
         *("spec-not-found", "spec-unreadable", "json-syntax"),  # test_source
-        *("input-without-shape", "op-not-in-model"),  # below
+        *("input-without-shape", "op-not-in-model", "unused-calibration"),  # below
     }
     from test_codes import codes_in
 
@@ -466,6 +469,151 @@ def test_paths_are_taken_from_the_folder_of_the_spec(
     monkeypatch.chdir("/")
     spec = check(beside_model / "spec.yaml")
     assert spec.model_path == beside_model / "m.onnx"
+
+
+def test_patterns_that_match_nothing_are_shown_where_they_stand(beside_model: Path) -> None:
+    write(beside_model, "a.npz", "data/b.jpg", "empty/note.txt")
+    text = (
+        VALID
+        + """\
+precision:
+  default: int8
+  calibration:
+    data: [a.npz, c.npz, data, empty]
+verify:
+  data: '*.npy'
+  groups:
+    hard: bad/*.npz
+    long: [a.npz, worse/*.npz]
+    full: {data: [a.npz, worst/*.npz]}
+    none: {data: '*.zip', atol: 1}
+"""
+    )
+    found = faults(text)
+    assert {fault.code for fault in found} == {"no-data"}
+    places = [fault.place for fault in found]
+    assert [p and p.text[p.column - 1 : p.column - 1 + p.length] for p in places] == [
+        "c.npz",
+        "empty",
+        "'*.npy'",
+        "bad/*.npz",
+        "worse/*.npz",
+        "worst/*.npz",
+        "'*.zip'",
+    ]
+
+
+def write(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"")
+
+
+def test_a_folder_of_data_stands_for_the_files_in_it(tmp_path: Path) -> None:
+    write(tmp_path, "d/b.npz", "d/a.JPG", "d/c.txt", "e/c.txt", "x.npz")
+    (tmp_path / "d" / "folder.npz").mkdir()
+    assert data_files(tmp_path, "d") == [tmp_path / "d" / "a.JPG", tmp_path / "d" / "b.npz"]
+    assert data_files(tmp_path, "[de]/*.txt") == [tmp_path / "d/c.txt", tmp_path / "e/c.txt"]
+    assert data_files(tmp_path, "**/*.npz") == [tmp_path / "d" / "b.npz", tmp_path / "x.npz"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "place"),
+    [
+        ("int8", "int8"),
+        ("fp8", "fp8"),
+        ("{default: int8}", "int8"),
+        (
+            "{default: fp16, layers: [{op: Relu, precision: fp16}, {op: Conv, precision: fp8}]}",
+            "fp8",
+        ),
+    ],
+)
+def test_what_is_quantised_needs_data(precision: str, place: str) -> None:
+    [fault] = faults(VALID + f"precision: {precision}\n")
+    assert fault.code == "no-calibration"
+    assert fault.place
+    start = fault.place.column - 1
+    assert fault.place.text[start : start + fault.place.length] == place
+
+
+def calibrated(precision: str, more: str = "") -> str:
+    return VALID + f"precision: {{default: {precision}, calibration: {{data: a.npz{more}}}}}\n"
+
+
+def test_data_are_not_missing_where_they_are_faulty(beside_model: Path) -> None:
+    write(beside_model, "a.npz")
+    assert codes(calibrated("int8")) == []
+    assert codes(calibrated("int8", ", method: guess")) == ["unknown-choice"]
+    assert codes(VALID + "precision: {default: int8, calibration: 3}\n") == ["wrong-type"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
+def test_data_that_nothing_needs_are_worth_a_note(beside_model: Path, precision: str) -> None:
+    write(beside_model, "a.npz")
+    [note] = checked(calibrated(precision)).notes
+    assert (note.code, note.severity) == ("unused-calibration", "note")
+    assert note.place
+    layers = f"precision: {{default: {precision}, layers: [{{op: Conv, precision: int8}}], "
+    assert checked(VALID + layers + "calibration: {data: a.npz}}\n").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("images", "found"),
+    [
+        ("{}", []),
+        ("{mean: [1], std: [2]}", []),
+        ("{mean: [1, 2, 3], std: [1, 2, 3]}", []),
+        ("{mean: [1, 2]}", ["wrong-length"]),
+        ("{mean: [1, 2, 3, 4], std: [1, 2]}", ["wrong-length", "wrong-length"]),
+        ("{color: gray, mean: [1, 2, 3]}", ["wrong-length"]),
+        ("{color: gray, mean: [1]}", []),
+    ],
+)
+def test_there_is_one_number_or_one_a_channel(
+    beside_model: Path, images: str, found: list[str]
+) -> None:
+    write(beside_model, "a.npz")
+    assert codes(calibrated("int8", f", images: {images}")) == found
+
+
+def parts() -> list[type[Part]]:
+    found: list[type[Part]] = []
+    new = Part.__subclasses__()
+    while new:
+        found += new
+        new = [each for part in new for each in part.__subclasses__()]
+    return found
+
+
+def test_every_choice_and_every_key_that_is_needed_has_its_words() -> None:
+    fields = [
+        (name, field.annotation, field.is_required())
+        for part in parts()
+        for name, field in part.model_fields.items()
+    ]
+    assert len(fields) > 50
+    for name, annotation, required in fields:
+        if get_origin(annotation) is Literal and name != "version":
+            assert set(get_args(annotation)) <= set(_CHOICES[name][2])
+        if required:
+            assert name in _EXAMPLES
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("verify: {groups: {a: {}}}", 'add `data: "samples/*.npz"`'),
+        ("precision: {calibration: {}}", 'add `data: "samples/*.npz"`'),
+        ("precision: {layers: [{op: Conv}]}", "add `precision: fp16`"),
+        ("precision: {layers: [{op: Conv, precision: tf32}]}", "there is no precision `tf32`"),
+        ("precision: {calibration: {data: a, method: entrpy}}", "write `entropy`"),
+        ("verify: {detections: [{scores: a}]}", "add `boxes: boxes`"),
+        ("verify: {detections: [{boxes: a}]}", "add `scores: scores`"),
+    ],
+)
+def test_what_precision_and_verify_need(text: str, words: str) -> None:
+    assert words in rendered(VALID + text + "\n")
 
 
 def test_the_passes_are_asked_for_only_where_a_spec_names_some() -> None:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import optc.specs
+from optc.specs import schema_problem
 from optc.specs.codes import CODES
 
 SPECS = Path(optc.specs.__path__[0])
@@ -23,7 +24,7 @@ def codes_in(module: str) -> set[str]:
                 if name in MAKERS and isinstance(value, ast.Constant):
                     found.add(str(value.value))
     if module == "schema_problem":
-        found |= {"unknown-precision", "unknown-backend", "unknown-runtime"}  # from a table
+        found |= {code for code, *_ in schema_problem._CHOICES.values()}
     return found
 
 
