@@ -170,7 +170,7 @@ class Simulator:
         self._session_of: dict[int, NodeSession] = {}
         self._session_with_bodies: dict[tuple[int, frozenset[Any]], NodeSession] = {}
         self._ports: dict[tuple[int, Float], Ports | None] = {}
-        self._operands: dict[int, Operands | None] = {}
+        self._operands: dict[tuple[int, EightBits], Operands | None] = {}
         self._constants = _Constants()
         weakref.finalize(self, give_back_memory).atexit = False
 
@@ -278,16 +278,19 @@ class Simulator:
                 self._ports[key] = found
         return self._ports[key]
 
-    def _operands_of(self, index: int) -> Operands | None:
+    def _operands_of(self, index: int, precision: EightBits) -> Operands | None:
         """Return what of a step is quantised; None where nothing can be."""
-        if index not in self._operands:
+        key = (index, precision)
+        if key not in self._operands:
             node = self._steps[index].node
-            found = quantisable(node, self._dtype_of, self._rank_of)
-            known = not isinstance(found, str) and all(
-                node.inputs[place].name in self._amax for place in found.activations
-            )
-            self._operands[index] = found if known and not isinstance(found, str) else None
-        return self._operands[index]
+            found = quantisable(node, self._dtype_of, self._rank_of, precision)
+            if isinstance(found, str) or any(
+                node.inputs[place].name not in self._amax for place in found.activations
+            ):
+                self._operands[key] = None
+            else:
+                self._operands[key] = found
+        return self._operands[key]
 
     def _lowered(self, lowering: Lowering) -> dict[int, dict[str, NodePrecision]]:
         """Return the number of each step with nodes in short floats -> these, and their precision."""
@@ -307,8 +310,10 @@ class Simulator:
         for name, precision in lowering.nodes.items():
             index = self._step_of[name]
             node = self._steps[index].node
-            operands = self._operands_of(index)
-            if not is_eight_bits(precision) or operands is None or node.name != name:
+            if not is_eight_bits(precision) or node.name != name:  # none in bodies
+                continue
+            operands = self._operands_of(index, precision)
+            if operands is None:
                 continue
             products[precision].add(name)
             forms = found.setdefault(index, {})
@@ -485,7 +490,7 @@ class _Run:
                 known[form] = _rounded(self.value(name), form.floats)
             else:
                 scale = scale_of(self.lowering.amax[name], form.eight)
-                known[form] = _quantised(self.read(tensor, Form(form.floats)), scale, form)
+                known[form] = _quantised(self.value(name), scale, form)
         return known[form]
 
     def with_bodies(self, index: int) -> list[ort.OrtValue]:
