@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Final
 
-from optc.specs.compile_spec import Input, Range, Selector
+from optc.specs.compile_spec import Demands, Exactness, Input, Range, Selector
 from optc.specs.diagnostic import Diagnostic, Place, nearest
 from optc.specs.likely import likely_range
 from optc.specs.model_outline import Dim, Outline, OutlineNode, Value
 from optc.specs.onnx_ops import ONNX_OPS
 from optc.specs.schema_problem import Path, Reading
 from optc.specs.source import Source, Table, find, find_key, written
+
+FLOATS: Final = frozenset({1, 10, 11, 14, 15, 16, 17, 18, 19, 20})
+"""``TensorProto.DataType`` of floats and complex numbers."""
+EXACT: Final[Mapping[int, str]] = {8: "texts", 9: "booleans"}
+"""Of what two of are equal or not, and nothing in between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,10 @@ class Comparison:
         self._compare_selectors(spec.partition.off_tensorrt, ("partition", "off_tensorrt"))
         self._compare_selectors(spec.precision.keep_fp32, ("precision", "keep_fp32"))
         self._compare_selectors(spec.precision.layers, ("precision", "layers"))
+        if spec.verify is not None:
+            self._compare_demands(spec.verify, ("verify",))
+            for name, group in spec.verify.groups.items():
+                self._compare_demands(group, ("verify", "groups", name))
 
     # ------------------------------------------------------------------ inputs
 
@@ -295,6 +305,56 @@ class Comparison:
         todo = f"write `{near}`" if near else f"the ops of the model are {_listed(sorted(ops))}"
         problem = f"neither the model nor ONNX has an op `{op}`"
         self._error("unknown-op", problem, todo, place)
+
+    # ------------------------------------------------------------------ outputs
+
+    def _compare_demands(self, demands: Demands, path: Path) -> None:
+        """Compare what is asked of outputs by name."""
+        outputs = {value.name: value for value in self.outline.outputs}
+        for name, asked in demands.outputs.items():
+            place = self._key(*path, "outputs", name)
+            value = outputs.get(name.partition("[")[0]) if name not in outputs else outputs[name]
+            if value is None:
+                self._unknown_output(name, outputs, place)
+            else:
+                self._compare_exactness(value, asked, (*path, "outputs", name))
+        for index, boxes in enumerate(demands.detections):
+            for key in ("boxes", "scores", "labels"):
+                name = getattr(boxes, key)
+                if name is not None and name not in outputs:
+                    place = self._place(*path, "detections", index, key)
+                    self._unknown_output(name, outputs, place)
+            dims = outputs[boxes.boxes].dims if boxes.boxes in outputs else None
+            if dims and boxes.boxes != boxes.scores and dims[-1] != 4 and isinstance(dims[-1], int):
+                self._error(
+                    "not-boxes",
+                    f"`{boxes.boxes}` is {_shown(dims)}: its last axis does not hold four corners",
+                    "name the output that has them",
+                    self._place(*path, "detections", index, "boxes"),
+                )
+
+    def _unknown_output(self, name: str, outputs: Iterable[str], place: Place | None) -> None:
+        near = nearest(name, outputs)
+        todo = f"write `{near}`" if near else f"its outputs are {_listed(outputs)}"
+        self._error("unknown-output", f"the model has no output `{name}`", todo, place)
+
+    def _compare_exactness(self, value: Value, asked: Exactness, path: Path) -> None:
+        """Refuse what says nothing of outputs of that type."""
+        if value.elem_type in FLOATS:
+            wrong, kind, todo = {"agreement"}, "floats", "write `atol`, `of_scale` or `cosine`"
+        elif value.elem_type in EXACT:
+            wrong, kind = set(Exactness.model_fields) - {"agreement"}, EXACT[value.elem_type]
+            todo = "write `agreement`"
+        else:
+            return
+        for key in Exactness.model_fields:
+            if key in wrong and getattr(asked, key) is not None:
+                self._error(
+                    "not-for-this-output",
+                    f"`{key}` says nothing of `{value.name}`, which holds {kind}",
+                    todo,
+                    self._key(*path, key),
+                )
 
     # ------------------------------------------------------------------ what both sides have
 

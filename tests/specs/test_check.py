@@ -7,7 +7,7 @@ from typing import Literal, get_args, get_origin
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from spec_file import HEAD, RANGES, VALID, checked, codes, faults, rendered
+from spec_file import HEAD, MODEL, RANGES, VALID, checked, codes, faults, rendered, write_model
 
 from optc.specs.check import check, data_files
 from optc.specs.codes import CODES
@@ -68,6 +68,8 @@ MISTAKES = {
     "unknown-symbol": VALID.replace("ids_0", "many: 1, manny: 1, ids_0"),
     "unknown-tensor": VALID + "partition: {points: [rr]}\n",
     "bad-point": VALID + "partition: {points: [images]}\n",
+    "unknown-output": VALID + "verify: {outputs: {boxez: {atol: 1}}}\n",
+    "not-for-this-output": VALID + "verify: {outputs: {boxes: {agreement: 1}}}\n",
     "unknown-op": VALID + "partition: {off_tensorrt: [{op: Convv}]}\n",
     "unknown-node": VALID + "partition: {off_tensorrt: [{node: /tail/*}]}\n",
 }
@@ -81,7 +83,7 @@ def test_each_mistake_has_its_code_and_no_other(code: str) -> None:
 def test_the_mistakes_are_all_there_are() -> None:
     elsewhere = {
         *("spec-not-found", "spec-unreadable", "json-syntax"),  # test_source
-        *("input-without-shape", "op-not-in-model", "unused-calibration"),  # below
+        *("input-without-shape", "op-not-in-model", "unused-calibration", "not-boxes"),  # below
     }
     from test_codes import codes_in
 
@@ -655,3 +657,35 @@ def test_the_ops_are_those_of_onnx() -> None:
     schemas = onnx.defs.get_all_schemas_with_history()
     installed = {schema.name for schema in schemas if schema.domain in ("", "ai.onnx.ml")}
     assert installed - ONNX_OPS == set(), "onnx has new ops: add them to specs/onnx_ops.py"
+
+
+def test_demands_name_outputs_of_the_model() -> None:
+    groups = "{hard: {data: spec.yaml, outputs: {keep: {agreement: 1}}}}"
+    boxes = "[{boxes: boxes, scores: score, labels: kept}, {boxes: boxes, scores: boxes}]"
+    text = VALID + (
+        f"verify:\n  groups: {groups}\n  outputs: {{boxes: {{of_scale: 1}}, kept: {{atol: 1}}}}\n"
+        f"  detections: {boxes}\n"
+    )
+    assert [(f.code, f.place.line if f.place else 0, f.todo) for f in faults(text)] == [
+        ("unknown-output", 5, "write `kept`"),
+        ("unknown-output", 7, "its outputs are `boxes`, `kept`"),
+    ]
+
+
+def test_an_output_without_four_corners_is_no_box(beside_model: Path) -> None:
+    write_model(beside_model, MODEL.replace("float[batch, found] boxes", "float[batch, 5] boxes"))
+    fault = "`boxes` is [batch, 5]: its last axis does not hold four corners"
+    text = VALID + "verify: {detections: [{boxes: boxes, scores: kept}]}\n"
+    assert [(each.code, each.problem) for each in faults(text)] == [("not-boxes", fault)]
+    assert codes(text.replace("scores: kept", "scores: boxes")) == []
+
+
+def test_measures_of_numbers_say_nothing_of_booleans(beside_model: Path) -> None:
+    write_model(
+        beside_model,
+        MODEL.replace("kept = Identity (ids)", "kept = Equal (ids, ids)").replace(
+            "int64[many] kept", "bool[many] kept"
+        ),
+    )
+    text = VALID + "verify: {outputs: {kept: {agreement: 1, cosine: 0.5, top_k: {}}}}\n"
+    assert codes(text) == ["not-for-this-output"] * 2
