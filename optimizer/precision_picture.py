@@ -16,21 +16,26 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 640, 400
 LEFT, RIGHT, TOP, BOTTOM = 84, 24, 56, 64
 
-STYLE = """
-  svg { color-scheme: light dark; --ink: #1b1f24; --faint: #8c959f; --line: #0969da; --bad: #cf222e }
-  @media (prefers-color-scheme: dark) {
-    svg { --ink: #e6edf3; --faint: #7d8590; --line: #4493f8; --bad: #f85149 }
-  }
-  text { font: 12px system-ui, sans-serif; fill: var(--ink) }
-  .title { font-size: 15px; font-weight: 600 }
-  .note { fill: var(--faint) }
-  .axis { stroke: var(--ink) }
-  .grid { stroke: var(--faint); stroke-opacity: .3 }
-  .limit { stroke: var(--bad); stroke-dasharray: 6 4 }
-  .limit-text { fill: var(--bad) }
-  .curve { fill: none; stroke: var(--line); stroke-width: 2 }
-  .point { fill: var(--line) }
-  .chosen { fill: none; stroke: var(--line); stroke-width: 2 }
+LIGHT = {"ink": "#1b1f24", "faint": "#6e7781", "line": "#0969da", "bad": "#cf222e"}
+DARK = {"ink": "#e6edf3", "faint": "#8d96a0", "line": "#4493f8", "bad": "#f85149"}
+COLOURS = """
+  text {{ fill: {ink} }}
+  .note {{ fill: {faint} }}
+  .axis {{ stroke: {ink} }}
+  .grid {{ stroke: {faint} }}
+  .limit {{ stroke: {bad} }}
+  .limit-text {{ fill: {bad} }}
+  .curve, .chosen {{ stroke: {line} }}
+  .point {{ fill: {line} }}"""
+# No variables: not all that shows an SVG knows them.
+STYLE = f"""
+  text {{ font: 12px system-ui, sans-serif }}
+  .title {{ font-size: 15px; font-weight: 600 }}
+  .grid {{ stroke-opacity: .3 }}
+  .limit {{ stroke-dasharray: 6 4 }}
+  .curve, .chosen {{ fill: none; stroke-width: 2 }}{COLOURS.format(**LIGHT)}
+  @media (prefers-color-scheme: dark) {{{COLOURS.format(**DARK)}
+  }}
 """
 
 FEWEST_DECADES, MOST_DECADES = 2, 9
@@ -131,10 +136,11 @@ def _limits(axes: _Axes, margin: float) -> Iterator[str]:
     """Yield the tolerance, and the part of it that might be used up."""
     y = axes.y(1.0)
     yield _line(LEFT, y, WIDTH - RIGHT, y, "limit")
-    yield _text(WIDTH - RIGHT, y - 5, "tolerance", "limit-text", anchor="end")
+    yield _text(LEFT + 8, y - 5, "tolerance", "limit-text")
     if margin < 1:
         y = axes.y(margin)
         yield _line(LEFT, y, WIDTH - RIGHT, y, "limit")
+        yield _text(LEFT + 8, y + 14, f"searched for: {margin:.0%} of it", "limit-text")
 
 
 def _curve(axes: _Axes, points: Sequence[Point]) -> Iterator[str]:
@@ -148,9 +154,10 @@ def _curve(axes: _Axes, points: Sequence[Point]) -> Iterator[str]:
         )
         if point.chosen:
             yield f'<circle class="chosen" cx="{_n(x)}" cy="{_n(y)}" r="8"/>'
-            # Towards the middle, so that it stays on the picture.
-            anchor, shift = ("end", -12) if point.share > 0.5 else ("start", 12)
-            yield _text(x + shift, y + 18, f"chosen: {point.share:.1%}", anchor=anchor)
+            # Below: the curve comes from the left, and goes up to the right.
+            anchor, place = ("end", WIDTH - RIGHT) if point.share > 0.5 else ("start", x + 12)
+            words = f"chosen: {point.share:.1%}, {_error(point.badness)}"
+            yield _text(place, min(y + 34, HEIGHT - BOTTOM - 6), words, anchor=anchor)
 
 
 def _error(badness: float) -> str:
