@@ -30,6 +30,9 @@ Array = npt.NDArray[Any]
 PlaceOf = Callable[..., Place | None]
 """Keys below ``calibration`` -> where they stand in the spec."""
 
+_FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow knows more, some of which it hands to other programs."""
+
 _DAMAGE: Final = (
     OSError,
     SyntaxError,
@@ -39,6 +42,7 @@ _DAMAGE: Final = (
     TypeError,
     ArithmeticError,
     MemoryError,
+    RuntimeError,
     struct.error,
 )
 """What Pillow raises for a damaged file, depending on the format and where it is cut."""
@@ -135,7 +139,7 @@ def _opened(path: Path, color: str) -> Image:
             )
         ) from error
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=_FORMATS) as file:
             mode = file.mode
             image = ImageOps.exif_transpose(file)
             if not mode.startswith(("I", "F")):

@@ -101,6 +101,12 @@ def test_bytes_go_in_as_they_are_where_that_is_asked_for(tmp_path: Path) -> None
     )
 
 
+@pytest.mark.parametrize("suffix", ["bmp", "gif", "jpg", "pgm", "png", "ppm", "tif", "webp"])
+def test_formats(tmp_path: Path, suffix: str) -> None:
+    path = written(tmp_path / f"a.{suffix}", np.full((16, 16, 3), 255))
+    assert (reader_of(Images(), takes(1, 3, 16, 16)).read(path) > 0.98).all()
+
+
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK"])
 def test_every_kind_of_8_bits_becomes_three_channels(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
@@ -245,6 +251,7 @@ def test_a_damaged_image_is_said_to_be_one(tmp_path: Path) -> None:
     damaged = {
         "empty.png": b"",
         "text.jpg": b"not an image",
+        "program.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
         "cut.png": whole[: len(whole) // 2],
         "cut.jpg": jpeg.read_bytes()[:-2000],
         "flipped.png": whole[:30] + bytes(255 - byte for byte in whole[30:]),
