@@ -42,7 +42,8 @@ g (float[batch,4,8,8] x) => (float[batch,8] y)
     [up]     b = Mul (a, large)
     [square] c = Mul (b, b)
     [root]   d = Sqrt (c)
-    [shrink] k = Sigmoid (d)
+    [shrink] i = Mul (d, tiny)
+    [bound]  k = Tanh (i)
     [second] e = Conv (k, v)
     [pool]   f = GlobalAveragePool (e)
     [flat]   y = Flatten (f)
@@ -66,9 +67,10 @@ def spec_of(
         if name in read:
             values = rng.uniform(-0.3, 0.3, shape).astype(np.float32)
             model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
-    if "large" in read:
-        array = np.array(1e3, np.float32)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(array, "large"))
+    for name, number in {"large": 1e3, "tiny": 1e-3}.items():
+        if name in read:
+            array = np.array(number, np.float32)
+            model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     onnx.save(model, folder / "m.onnx")
     spec = folder / "spec.yaml"
     spec.write_text(
