@@ -260,7 +260,7 @@ def in_words(asked: Exactness) -> str:
     if asked.sqnr_db is not None:
         parts.append(f"SQNR {asked.sqnr_db:g} dB")
     if asked.cosine is not None:
-        parts.append(f"cosine {asked.cosine:g}")
+        parts.append(f"cosine {_near_one(asked.cosine)}")
     if asked.top_k is not None:
         parts.append(f"top {asked.top_k.k} the same in {asked.top_k.agreement:.4g}")
     if asked.agreement is not None and not parts:
@@ -410,8 +410,13 @@ def _measured(name: str, expected: Array, found: Array, asked: Exactness) -> Ite
             asked.cosine,
             # Of two equal arrays it is not always 1 to the last bit.
             badness_of_excess(max(0.0, 1 - value - 1e-12), 1 - asked.cosine),
-            f"cosine {value:.6g}, asked {asked.cosine:g}",
+            f"cosine {_near_one(value)}, asked {_near_one(asked.cosine)}",
         )
+
+
+def _near_one(value: float) -> str:
+    """Return a cosine so that how far from 1 it is can be told."""
+    return f"{value:.6g}" if value == 1 or abs(1 - value) > 1e-5 else f"1 - {1 - value:.1e}"
 
 
 def _best_the_same(expected: Array, found: Array, asked: TopK) -> tuple[int, int]:

@@ -162,6 +162,8 @@ class BoxSet:
         if self.centered:
             half = corners[:, 2:] / 2
             corners = np.concatenate([corners[:, :2] - half, corners[:, :2] + half], axis=1)
+        pairs = corners.reshape(-1, 2, 2)
+        corners = np.concatenate([pairs.min(axis=1), pairs.max(axis=1)], axis=1)
         place = np.flatnonzero(kept)
         return Rows(corners[place], scores[place], np.stack(keys, axis=1)[place], place)
 
@@ -295,7 +297,7 @@ def _separate(name: str, others: Sequence[str], arrays: Mapping[str, Array]) -> 
     if not scores:  # saturated scores are whole numbers as well
         scores = [other for other in labels if _is_score(arrays[other])]
         if len(scores) > 1:
-            scores = [other for other in scores if _sounds_like_a_score(other)]
+            scores = [other for other in scores if _sounds_like(other, "score", "conf", "prob")]
     if len(scores) != 1:
         return None
     rest = [other for other in others if other != scores[0]]
@@ -368,8 +370,10 @@ def _rows_move(known: BoxSet, arrays: Mapping[str, Array], *, symbolic: bool) ->
     """Whether rows of the set may come, go and change places, as after a cut by score."""
     rows = known.rows(arrays)
     boxes = arrays[known.boxes]
-    if not known.columns and not _are_corners(rows.corners, rows.scores):
-        return False
+    if not known.columns and not _sounds_like(known.boxes, "box"):
+        lead = math.prod(boxes.shape[:-1])
+        if not _are_corners(_wide(boxes).reshape(lead, 4)[rows.place], rows.scores):
+            return False
     if symbolic:
         return True
     keys, scores = rows.keys[:, 0], rows.scores
@@ -405,8 +409,8 @@ def _are_corners(corners: Array, scores: Array) -> bool:
     return bool((kept[:, 2:] >= kept[:, :2]).all()) and not bool((kept == 0).all() and kept.size)
 
 
-def _sounds_like_a_score(name: str) -> bool:
-    return any(word in name.lower() for word in ("score", "conf", "prob"))
+def _sounds_like(name: str, *words: str) -> bool:
+    return any(word in name.lower() for word in words)
 
 
 def _wide(array: Array) -> Array:

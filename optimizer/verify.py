@@ -55,6 +55,7 @@ EXPLAINED_BY_NOISE = frozenset({"tolerance", "of_scale", "agreement", "shape", "
 """What an output may miss and yet be within the noise: the measures of single elements."""
 
 
+BANDS = ("boxes_low", "boxes_middle", "boxes_high")
 LOOSENED: Mapping[str, str] = {
     "tolerance": "raise `verify.atol` and `verify.rtol`",
     "of_scale": "raise `verify.of_scale`",
@@ -152,6 +153,11 @@ class Finding:
         return all(judgement.metric in BY_ELEMENT for judgement in self.judgements)
 
     @property
+    def of_boxes(self) -> bool:
+        """Whether it is one of a set of boxes, of which single elements say nothing."""
+        return any(judgement.metric.startswith("boxes") for judgement in self.judgements)
+
+    @property
     def by_tolerance(self) -> bool:
         """Whether each element is held against a tolerance, or must be equal."""
         return any(judgement.metric in EXPLAINED_BY_NOISE for judgement in self.judgements)
@@ -199,6 +205,7 @@ class Measure:
         mean: The mean over the cases.
         badness: Of the worst case.
         counts: For a share: how many are as they should be, and of how many, in all cases.
+        cases: In how many it was measured.
     """
 
     outputs: tuple[str, ...]
@@ -208,6 +215,7 @@ class Measure:
     mean: float
     badness: float
     counts: tuple[int, int] | None
+    cases: int
 
     @classmethod
     def of(cls, judged: Sequence[Judgement]) -> Measure:
@@ -223,6 +231,7 @@ class Measure:
             float(np.mean(values)) if np.isfinite(values).all() else worst.value,
             worst.badness,
             (sum(good for good, _ in counts), sum(of for _, of in counts)) if counts else None,
+            len(judged),
         )
 
     def as_json(self) -> dict[str, object]:
@@ -235,6 +244,7 @@ class Measure:
             "mean": number(self.mean),
             "badness": number(self.badness),
             "counts": None if self.counts is None else list(self.counts),
+            "cases": self.cases,
         }
 
 
@@ -444,9 +454,10 @@ def quick_check(
     return result
 
 
-def _worst_first(measure: Measure) -> tuple[bool, float]:
-    """What measures are sorted by; low scores, which nothing may be asked of, before all."""
-    return (measure.metric != "boxes_low", -measure.badness)
+def _worst_first(measure: Measure) -> tuple[int, float]:
+    """What measures are sorted by; the bands of boxes before all, low scores before high ones."""
+    place = BANDS.index(measure.metric) if measure.metric in BANDS else len(BANDS)
+    return (place, -measure.badness)
 
 
 # --- cases ---------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 30
 MOST_SCORES = 4
 NO_GROUP = "(no group)"
+BANDS = ("boxes_low", "boxes_middle", "boxes_high")
 METRICS = {
     "tolerance": "share used of atol and rtol",
     "of_scale": "largest error of the scale",
@@ -122,7 +123,7 @@ def _groups(verification: Verification) -> Iterator[str]:
                 f"{measure.worst:.3g}",
                 f"{measure.mean:.3g}",
                 "" if measure.counts is None else "{} of {}".format(*measure.counts),
-                str(figures.cases),
+                str(measure.cases),
             )
     yield _rendered(table)
 
@@ -130,7 +131,8 @@ def _groups(verification: Verification) -> Iterator[str]:
 def _measured(finding: Finding) -> Iterator[str]:
     """Yield what was measured; of boxes once, beside their corners."""
     for judgement in finding.judgements:
-        if judgement.outputs[0] == finding.output:
+        told = not finding.of_boxes or not judgement.met or judgement.metric in BANDS
+        if told and judgement.outputs[0] == finding.output:
             yield judgement.words
     others = (each.outputs[0] for each in finding.judgements if each.outputs[0] != finding.output)
     for name in dict.fromkeys(others):
@@ -151,6 +153,8 @@ def _figures(finding: Finding) -> tuple[str, ...]:
     if not difference.same_shape:
         shapes = f"{list(difference.found_shape)}, not {list(difference.expected_shape)}"
         return ("", "", "", shapes, noise, finding.rows or "")
+    if finding.of_boxes:
+        return ("", "", "", "", noise, finding.rows or "")
     share = difference.share_outside
     return (
         f"{difference.max_abs:.1e}",
@@ -171,9 +175,10 @@ def _figures(finding: Finding) -> tuple[str, ...]:
 def _score_lines(findings: list[Finding]) -> Iterator[str]:
     """Yield the error by score of outputs that are scores, the worst case of each."""
     told: set[str] = set()
+    boxes = {finding.output for finding in findings if finding.of_boxes}
     for finding in findings:
         difference = finding.difference
-        if difference is None or not difference.max_abs or finding.output in told:
+        if difference is None or not difference.max_abs or finding.output in told | boxes:
             continue
         told.add(finding.output)
         if difference.bands and len(told) <= MOST_SCORES:
@@ -189,6 +194,8 @@ def _verdict(verification: Verification) -> str:
     bad = sum(finding.verdict == "not met" for finding in findings)
     noisy = sum(finding.verdict == "within noise" for finding in findings)
     text = f"{len(findings) - bad - noisy} of {len(findings)} outputs {verification.criteria}"
+    if any(finding.of_boxes for finding in findings):
+        text += ", or matched as boxes"
     if noisy:
         text += f", {noisy} within {FACTOR} times the noise of the original"
     if bad:

@@ -336,7 +336,7 @@ def test_words_say_what_came_out_and_what_is_asked() -> None:
         "tolerance": "40 of what atol 0.0001, rtol 0 allow",
         "of_scale": "0.001 of the scale, allowed 0.005",
         "sqnr_db": "SQNR 61.2 dB, asked 20 dB",
-        "cosine": "cosine 1, asked 0.99",
+        "cosine": "cosine 1 - 9.1e-08, asked 0.99",
     }
     assert str(criteria(asked)) == (
         "within atol 0.0001, rtol 0, 0.005 of the scale, SQNR 20 dB, cosine 0.99"

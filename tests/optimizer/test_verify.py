@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,7 @@ from optc.optimizer.compare import Difference
 from optc.optimizer.first_difference import Looked, first_of
 from optc.optimizer.package import writing
 from optc.optimizer.runtime import Package, load
-from optc.optimizer.verify import Unwritten, Verification, quick_check, verify
+from optc.optimizer.verify import Unwritten, Verification, precision_of, quick_check, verify
 from optc.specs.compile_spec import Range, Verify
 from optc.specs.diagnostic import InputError
 from optc.specs.manifest import PassRecord, Target
@@ -390,6 +391,221 @@ def test_rows_that_the_original_never_swaps_are_a_failure(tmp_path: Path) -> Non
     assert "2 rows in another place" in str(mine["best"].rows)
     assert result.first is not None
     assert result.first.tensor == "s"
+
+
+# --- lower precision, and what is asked of outputs -------------------------------------------------
+
+
+def lowered(tmp_path: Path, precision: str, package: str = MLP, **options: object) -> Verification:
+    """Verify ``package``, said to be of ``precision``, against `MLP`."""
+    made = package_of(tmp_path / "package", package, precision={"default": precision})
+    return verify(made, saved(tmp_path / "model", MLP), **options)  # type: ignore[arg-type]
+
+
+OFF = MLP.replace("0.013,", "0.014,")  # by 1.2e-3 of the scale
+FAR_OFF = MLP.replace("0.013,", "0.023,")
+
+
+def test_what_fp32_does_not_allow_fp16_does(tmp_path: Path) -> None:
+    assert lowered(tmp_path / "32", "fp32", OFF).exit_code == 3
+    result = lowered(tmp_path / "16", "fp16", OFF)
+    assert result.exit_code == 0
+    assert {finding.verdict for finding in result.findings} == {"met"}
+    text = result.render()
+    assert "3 of 3 outputs within 0.005 of the scale, the default of fp16" in text
+    assert "of the scale, allowed 0.005" in text
+    assert lowered(tmp_path / "far", "fp16", FAR_OFF).exit_code == 3
+
+
+def test_the_noise_of_the_original_is_not_measured_in_vain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from optc.optimizer import noise
+
+    monkeypatch.setattr(noise.Noise, "samples", lambda *args: pytest.fail("measured"))
+    assert lowered(tmp_path / "a", "fp16", OFF).exit_code == 0
+    asked = Verify(sqnr_db=300.0)
+    assert lowered(tmp_path / "b", "int8", OFF, asked=asked).exit_code == 3, (
+        "the noise of single elements says nothing of a measure of the whole"
+    )
+
+
+def test_a_measure_that_is_not_met_is_named_with_its_limit(tmp_path: Path) -> None:
+    result = lowered(tmp_path, "int8", OFF, asked=Verify(cosine=0.999999999, sqnr_db=20.0))
+    assert codes(result) == ["verify-not-met"]
+    assert re.search(r"cosine 1 - \d\.\de-08, asked 1 - 1\.0e-09", result.unmet[0].problem)
+    assert "SQNR" not in result.unmet[0].problem
+    assert "lower `verify.cosine`" in str(result.unmet[0].todo)
+    assert "precision: {keep_fp32: [...]}" in str(result.unmet[0].todo)
+
+
+def test_the_first_difference_of_a_lowered_stage_is_looked_for(tmp_path: Path) -> None:
+    """The whole is in fp32 and right; the stage is what was lowered too far."""
+    with writing(tmp_path / "package") as writer:
+        writer.write("model.onnx", model_of(MLP).SerializeToString())
+        manifest = manifest_of(MLP, [stage_of(writer, 0, FAR_OFF)], (BATCH,))
+        writer.commit(manifest.model_copy(update={"precision": {"default": "fp16"}}))
+    result = verify(load(tmp_path / "package"), saved(tmp_path, MLP))
+    assert result.first is not None
+    assert (result.first.tensor, result.first.stage) == ("y", 0)
+
+
+@pytest.mark.parametrize(
+    ("precision", "lowest"),
+    [("fp16", "fp16"), ({"default": "bf16", "keep_fp32": []}, "bf16"), ({}, "fp32"), ("?", "fp32")],
+)
+def test_the_precision_of_a_package_is_read_from_old_and_new_manifests(
+    tmp_path: Path, precision: object, lowest: str
+) -> None:
+    package = package_of(tmp_path, MLP, precision=precision)
+    assert precision_of(package.manifest) == lowest
+
+
+def test_the_quick_check_of_a_lowered_package_asks_what_its_precision_allows(
+    tmp_path: Path,
+) -> None:
+    package = package_of(tmp_path / "a", OFF, precision="fp16")
+    assert quick_check(package, saved(tmp_path, MLP)).diagnostics == []
+    package = package_of(tmp_path / "b", FAR_OFF, precision="fp16")
+    assert codes(quick_check(package, saved(tmp_path, MLP))) == ["verify-not-met"]
+
+
+# --- groups --------------------------------------------------------------------------------------
+
+
+def groups_of(tmp_path: Path) -> dict[str, list[Path]]:
+    """Return a group of easy inputs and one of hard ones, whose `y` is near zero."""
+    rng = np.random.default_rng(0)
+    for name, scale in (("easy-0", 9.0), ("easy-1", 9.0), ("hard", 1e-3)):
+        x = (scale * rng.standard_normal((2, 4))).astype(np.float32)
+        write_arrays(tmp_path / f"{name}.npz", {"x": x})
+    return {"easy": sorted(tmp_path.glob("easy*")), "hard": [tmp_path / "hard.npz"]}
+
+
+def test_each_group_has_its_own_figures_the_hard_one_first(tmp_path: Path) -> None:
+    result = lowered(tmp_path, "fp16", OFF, groups=groups_of(tmp_path))
+    figures = {each.group: each for each in result.groups()}
+    assert list(figures) == ["hard", None, "easy"]
+    assert [figures[name].cases for name in ("hard", None, "easy")] == [1, 3, 2]
+    (easy,) = figures["easy"].measures
+    mine = [judgement for group, _, judgement in result.judged if group == "easy"]
+    assert (easy.metric, easy.limit) == ("of_scale", 5e-3)
+    assert easy.worst == max(judgement.value for judgement in mine)
+    assert easy.mean == np.mean([judgement.value for judgement in mine])
+    assert figures["hard"].measures[0].worst > 5e-3 > figures["easy"].measures[0].worst
+    assert result.exit_code == 3
+    (problem,) = result.unmet
+    assert problem.problem.startswith("group `hard`, output `y`, case ")
+    lines = result.render().splitlines()
+    rows = [line.split()[0] for line in lines if "largest error of the scale" in line]
+    assert rows == ["hard", "(no", "easy"]
+
+
+def test_a_group_may_have_its_own_tolerance(tmp_path: Path) -> None:
+    groups = groups_of(tmp_path)
+    group = {"data": "hard.npz", "of_scale": 0.5}
+    asked = Verify.model_validate({"groups": {"hard": group}})
+    assert lowered(tmp_path / "a", "fp16", OFF, groups=groups, asked=asked).exit_code == 0
+    strict = Verify.model_validate({"groups": {"easy": {"data": "easy*", "of_scale": 1e-9}}})
+    result = lowered(tmp_path / "b", "bf16", OFF, groups=groups, asked=strict)
+    bad = {finding.group for finding in result.findings if finding.verdict == "not met"}
+    assert "easy" in bad
+    assert None not in bad
+    assert result.exit_code == 3
+
+
+def test_groups_and_measures_are_there_for_programs(tmp_path: Path) -> None:
+    result = lowered(tmp_path, "fp16", OFF, groups=groups_of(tmp_path))
+    document = json.loads(json.dumps(result.as_json(), allow_nan=False))
+    assert document["precision"] == "fp16"
+    assert (document["atol"], document["rtol"]) == (None, None)
+    assert [group["group"] for group in document["groups"]] == ["hard", None, "easy"]
+    assert document["groups"][0]["not_met"] == 1
+    worst = document["findings"][0]
+    assert worst["group"] == "hard"
+    assert worst["judgements"][0]["metric"] == "of_scale"
+    assert worst["judgements"][0]["limit"] == 5e-3
+    assert document["groups"][0]["measures"][0]["worst"] == worst["judgements"][0]["value"]
+
+
+# --- boxes ---------------------------------------------------------------------------------------
+
+DETECT = """g (float[N,4] boxes, float[N] scores, int64[N] labels)
+=> (float[K,4] best, float[K] top, int64[K] classes)
+<int64[1] k = {12}, float[1] bias = {BIAS}>
+{
+    s = Add (scores, bias)
+    top, which = TopK (s, k)
+    best = Gather <axis = 0> (boxes, which)
+    classes = Gather <axis = 0> (labels, which)
+}"""
+TILT = (
+    "<int64[1] k = {12}",
+    "<float[16] tilt = {0,0,0,-0.06,0,0,0,0,0,0,0,0,0,0,0,0}, int64[1] k = {12}",
+)
+
+
+def sixteen_boxes(folder: Path) -> Path:
+    """Write input with two scores that are 0.05 apart, of boxes that are clear of each other."""
+    corner = np.arange(16, dtype=np.float32)[:, None] * 30
+    scores = np.linspace(0.95, 0.05, 16, dtype=np.float32)
+    scores[4] = scores[3] - np.float32(0.05)
+    feeds = {
+        "boxes": np.concatenate([corner, corner, corner + 20, corner + 25], axis=1),
+        "scores": scores,
+        "labels": np.random.default_rng(0).integers(0, 5, 16),
+    }
+    write_arrays(folder / "in.npz", feeds)
+    return folder / "in.npz"
+
+
+def detector(tmp_path: Path, precision: str) -> Verification:
+    """Verify a detector that swaps two rows, and shifts all scores by less than 1e-3."""
+    original = DETECT.replace("BIAS", "0")
+    package = DETECT.replace("BIAS", "0.0009").replace(*TILT)
+    package = package.replace("s = Add (scores, bias)", "u = Add (scores, bias) s = Add (u, tilt)")
+    rows = {"N": Range.fixed(16)}
+    made = package_of(tmp_path / "p", package, profiles=(rows,), precision=precision)
+    return verify(made, saved(tmp_path, original), data=[sixteen_boxes(tmp_path)])
+
+
+def test_boxes_are_reported_by_band_low_scores_first(tmp_path: Path) -> None:
+    result = detector(tmp_path, "fp16")
+    mine = [finding for finding in result.findings if finding.case.endswith("in.npz")]
+    assert {finding.verdict for finding in mine} == {"met"}, result.unmet
+    assert {finding.output for finding in mine} == {"best", "top", "classes"}
+    metrics = [judgement.metric for judgement in mine[0].judgements]
+    assert "boxes_high" in metrics
+    text = result.render()
+    table = [line for line in text.splitlines() if "best, top, classes" in line]
+    assert re.search(r"boxes 0\.2 to 0\.5 matched +0\.9 +1 +1 +4 of 4 +1$", table[0])
+    assert re.search(r"boxes above 0\.5 matched +0\.98 +1 +1 +8 of 8 +1$", table[1])
+    assert "or matched as boxes" in text
+    assert "with `best`" in text
+
+
+def test_the_same_boxes_of_fp32_are_held_row_by_row(tmp_path: Path) -> None:
+    result = detector(tmp_path, "fp32")
+    mine = {f.output: f for f in result.findings if f.case.endswith("in.npz")}
+    assert mine["best"].verdict == "not met"
+
+
+def test_boxes_that_are_missed_are_one_problem(tmp_path: Path) -> None:
+    named = {"boxes": "best", "scores": "top", "labels": "classes", "high": 1.0}
+    asked = Verify.model_validate({"detections": [named]})
+    original = DETECT.replace("BIAS", "0")
+    wrong = original.replace(
+        "best = Gather <axis = 0> (boxes, which)",
+        "far = Add (boxes, off) best = Gather <axis = 0> (far, which)",
+    ).replace("<int64[1] k", "<float off = {500}, int64[1] k")
+    made = package_of(
+        tmp_path / "p", wrong, profiles=({"N": Range.fixed(16)},), precision={"default": "fp16"}
+    )
+    result = verify(made, saved(tmp_path, original), data=[sixteen_boxes(tmp_path)], asked=asked)
+    (problem,) = result.unmet
+    assert problem.problem.startswith("outputs `best`, `top`, `classes`, case ")
+    assert "boxes above 0.5: 0 of" in problem.problem
+    assert "lower `high`" in str(problem.todo)
 
 
 # --- inputs --------------------------------------------------------------------------------------
