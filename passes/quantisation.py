@@ -18,7 +18,8 @@ ConvTranspose       never                    never
 Where it does not, it takes the model all the same, dequantises the operands while it runs, the weights
 too, and multiplies floats: the numbers are rounded for nothing. On 7.5 the floats around a Gemm or
 MatMul must be fp16. Below 8.9 the builder refuses fp8 by name. A Conv in fp8 has kernels of at most 32
-taps. A Conv in groups is widened with zeros to four channels a group, a depthwise one to many times its
+taps. Attention (product, Softmax, product) is one kernel in floats and in fp8, and is taken apart for
+int8, its scores written to memory: it stays in floats. A Conv in groups is widened with zeros to four channels a group, a depthwise one to many times its
 size: it stays in floats.
 """
 
@@ -47,6 +48,21 @@ LEAST_CHANNELS = 4
 
 MOST_TAPS = 32
 """Of the kernel of a Conv in fp8, over all its spatial axes: 4x8 are multiplied as fp8, 3x11 are not."""
+
+STEPS = (
+    "Add",
+    "Cast",
+    "Div",
+    "Identity",
+    "Mul",
+    "Reshape",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+    "Where",
+)
+MOST_STEPS = 6
+"""What stands between a product and the Softmax of attention: scales, masks, axes."""
 
 WIDEST_RATIO = 2.0**-10
 """The least scale of a channel, as a share of the largest of its tensor.
@@ -126,7 +142,7 @@ def quantisable(
         return "both its operands are constant"
     if node.op == "Conv":
         return _of_conv(node, precision)
-    return _of_matrices(node, ranks, constant)
+    return _of_matrices(node, precision, ranks, constant)
 
 
 def is_quantised(node: gs.Node) -> bool:
@@ -148,7 +164,10 @@ def _of_conv(node: gs.Node, precision: EightBits | None) -> Operands | str:
 
 
 def _of_matrices(
-    node: gs.Node, ranks: tuple[int | None, int | None], constant: list[bool]
+    node: gs.Node,
+    precision: EightBits | None,
+    ranks: tuple[int | None, int | None],
+    constant: list[bool],
 ) -> Operands | str:
     if min(rank or 0 for rank in ranks) < 2:
         return "an operand is a vector"
@@ -161,6 +180,8 @@ def _of_matrices(
     ):
         return "it scales what it adds"
     if not any(constant):
+        if precision == "int8" and _is_attention(node):
+            return "TensorRT has one kernel for attention of floats, or of fp8, and none for int8"
         return Operands((0, 1))
     weights = constant.index(True)
     rank = ranks[weights]
@@ -168,6 +189,26 @@ def _of_matrices(
     turned = node.op == "Gemm" and bool(node.attrs.get("transB" if weights else "transA", 0))
     last = bool(weights) != turned  # columns of the right operand, rows of the left one
     return Operands((1 - weights,), weights, rank - 1 if last else rank - 2)
+
+
+def _is_attention(node: gs.Node) -> bool:
+    """Whether a Softmax reads what ``node`` gives, or gives what it reads, but for simple steps."""
+    tensor = node.outputs[0]
+    for _ in range(MOST_STEPS):
+        if any(reader.op == "Softmax" for reader in tensor.outputs):
+            return True
+        if len(tensor.outputs) != 1 or tensor.outputs[0].op not in STEPS:
+            break
+        tensor = tensor.outputs[0].outputs[0]
+    for operand in node.inputs:
+        maker = made_by(operand, "Softmax", *STEPS)
+        for _ in range(MOST_STEPS):
+            if maker is None or maker.op == "Softmax":
+                break
+            maker = made_by(maker.inputs[0], "Softmax", *STEPS)
+        if maker is not None and maker.op == "Softmax":
+            return True
+    return False
 
 
 # --- numbers -------------------------------------------------------------------------------------

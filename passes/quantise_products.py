@@ -174,7 +174,8 @@ def _operands(
             return f"the largest magnitude of `{name}` is {amax:g}"
     if operands.weights is not None:
         weights = node.inputs[operands.weights]
-        if 0 in weights.shape or not np.isfinite(np.asarray(weights.values)).all():
+        values = np.asarray(weights.values)
+        if not values.size or not np.isfinite((values.min(), values.max())).all():
             return f"its weights `{weights.name}` are empty or not finite"
     opset = OPSETS[precision] if lowering.floats == "fp32" else MIXED_OPSET
     if not facts.reach_opset(opset):
@@ -243,7 +244,7 @@ class _Work:
         constant = node.inputs[operands.weights]
         weights = self.weights(constant, product.precision, operands.axis, node)
         node.inputs[operands.weights] = weights.dequantised
-        if weights.factors is not None:
+        if weights.factors is not None and (weights.factors != 1).any():
             self._scale_channels(node, weights.factors, rows=operands.weights == 0)
 
     def activation(self, tensor: gs.Tensor, precision: EightBits, reader: gs.Node) -> gs.Variable:

@@ -165,6 +165,27 @@ def test_kernels_in_fp8_have_32_taps_at_most(taps: int, precision: EightBits) ->
     assert isinstance(found, str) is ((taps, precision) == (33, "fp8"))
 
 
+ATTENTION = """
+    g (float[1,4,8] q, float[1,8,4] k, float[1,4,8] v) => (float[1,4,8] y) <float s = {0.5}>
+    {
+        a = MatMul (q, k)
+        b = Mul (a, s)
+        p = Softmax (b)
+        y = MatMul (p, v)
+    }"""
+
+
+@pytest.mark.parametrize(("precision", "is_taken"), [("int8", False), ("fp8", True)])
+def test_attention_is_quantised_to_fp8_only(precision: EightBits, is_taken: bool) -> None:
+    graph = import_model(parsed(HEAD + ATTENTION))
+    first, *_, last = graph.nodes
+    for node in (first, last):
+        found = quantisable(node, _dtype_of, _rank_of, precision)
+        assert (found == Operands((0, 1))) is is_taken
+    plain = import_model(parsed(HEAD + ATTENTION.replace("Softmax", "Relu")))
+    assert quantisable(plain.nodes[0], _dtype_of, _rank_of, precision) == Operands((0, 1))
+
+
 def test_the_largest_magnitude_is_the_largest_number() -> None:
     assert quantised(np.float32([-6.35, 6.35]), scale_of(6.35, "int8"), "int8").tolist() == [
         -127,

@@ -399,6 +399,11 @@ def wide(name: str) -> ModelProto:
         if tensor in read:
             values = rng.standard_normal(shape).astype(np.float32)
             model.graph.initializer.append(numpy_helper.from_array(values, tensor))
+    return inferred(model)
+
+
+def inferred(model: ModelProto) -> ModelProto:
+    """Return ``model`` with the shape that its output has."""
     model.graph.output[0].type.tensor_type.ClearField("shape")
     return onnx.shape_inference.infer_shapes(model)
 
@@ -445,10 +450,21 @@ def test_fp8_of_more_than_32_taps_would_be_multiplied_as_floats(
     )
     del model.graph.node[1:], model.graph.value_info[:]
     model.graph.output[0].name = "p"
-    model.graph.output[0].type.tensor_type.ClearField("shape")
-    model = onnx.shape_inference.infer_shapes(model)
-    [layers] = engine_layers([lowered(model, "fp8", "fp16")], "8.9")
+    [layers] = engine_layers([lowered(inferred(model), "fp8", "fp16")], "8.9")
     assert multiplied(layers) == [multiplied_as]
+
+
+ATTENTION = "g (float[1,2,32,32] q, float[1,2,32,32] k, float[1,2,32,32] v) => (float y) "
+ATTENTION += "{ [a] s = MatMul (q, k) [s] p = Softmax <axis = -1> (s) [b] y = MatMul (p, v) }"
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_attention_stays_one_kernel(precision: EightBits) -> None:
+    model = inferred(onnx.parser.parse_model(HEAD + ATTENTION))
+    [layers] = engine_layers([lowered(model, precision, "fp16")], "8.9")
+    [kernel] = [layer for layer in layers if len(layer.reads) >= 4 and layer.kind == "kgen"]
+    assert kernel.reads[:3] == ({"int8": "Half", "fp8": "FP8"}[precision],) * 3
+    assert not multiplied(layers)
 
 
 def test_no_sum_of_integers_is_written_as_fp16() -> None:
