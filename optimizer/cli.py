@@ -243,19 +243,24 @@ def verify(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            "--data", metavar="GLOB", help="npz files of inputs to verify with; may be repeated."
+            "--data",
+            metavar="GLOB",
+            help="npz files of inputs to verify with, in place of the spec's and of its groups; may "
+            "be repeated.",
         ),
     ] = None,
     atol: Annotated[
         float | None,
         typer.Option(
-            callback=_tolerance, help="Absolute tolerance.  [default: the spec's, else 1e-4]"
+            callback=_tolerance,
+            help="Absolute tolerance, in place of all that the spec asks of numbers.",
         ),
     ] = None,
     rtol: Annotated[
         float | None,
         typer.Option(
-            callback=_tolerance, help="Relative tolerance.  [default: the spec's, else 1e-4]"
+            callback=_tolerance,
+            help="Relative tolerance, likewise; of the two, one not given is the spec's, else 1e-4.",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -263,8 +268,9 @@ def verify(
     """Hold a package against the original model, output by output.
 
     Runs both at the least, best and largest shapes of every optimisation profile on made-up input,
-    and on your data. What differs no more than the original model does when its own rounding is
-    stirred is reported as such and does not fail.
+    and on your data. Where neither the spec nor an option says how exact an output must be, the
+    default of the package's precision holds. What differs no more than the original model does when
+    its own rounding is stirred is reported as such and does not fail.
     """
 
     def one() -> None:

@@ -10,18 +10,19 @@ import networkx as nx
 import numpy as np
 import onnx
 import pytest
+from command import cli
 from model_package import manifest_of, model_of, stage_of
 from onnx import numpy_helper
 
 from optc.optimizer.arrays import write_arrays
 from optc.optimizer.compare import Difference
 from optc.optimizer.first_difference import Looked, first_of
-from optc.optimizer.package import writing
+from optc.optimizer.package import sha256_of, writing
 from optc.optimizer.runtime import Package, load
 from optc.optimizer.verify import Unwritten, Verification, precision_of, quick_check, verify
 from optc.specs.compile_spec import Range, Verify
 from optc.specs.diagnostic import InputError
-from optc.specs.manifest import PassRecord, Target
+from optc.specs.manifest import ModelRecord, PassRecord, Target
 
 BATCH: Mapping[str, Range] = {"N": Range(min=1, opt=2, max=4)}
 TIGHT = Verify(atol=1e-6, rtol=1e-6)
@@ -725,6 +726,59 @@ def test_an_output_below_the_tolerance_proves_little(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert held(tmp_path / "b", text, asked=TIGHT).diagnostics == []
     assert held(tmp_path / "c", text).diagnostics == [], "a share of the scale is never too large"
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def on_disk(tmp_path: Path, asked: dict[str, object] | None) -> Path:
+    """Write a package that is a little off, of fp16, and what its spec asks."""
+    original = saved(tmp_path, MLP)
+    model = ModelRecord(
+        path=original.name, sha256=sha256_of(original), bytes=original.stat().st_size
+    )
+    demands = None if asked is None else Verify.model_validate(asked).model_dump(mode="json")
+    folder = tmp_path / "package"
+    package_of(folder, OFF, model=model, precision={"default": "fp16"}, verify=demands)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("asked", "options", "code"),
+    [
+        (None, (), 0),
+        ({"of_scale": 1e-4}, (), 3),
+        ({"atol": 1e-2}, (), 0),
+        ({"atol": 1e-9, "rtol": 1e-9}, (), 3),
+        ({"atol": 1e-9, "rtol": 1e-9}, ("--atol=0.1",), 0),
+        ({"of_scale": 1e-9, "outputs": {"y": {"of_scale": 1e-9}}}, ("--atol=0.1",), 0),
+        (None, ("--atol=1e-9", "--rtol=1e-9"), 3),
+        ({"groups": {"hard": "hard.npz"}}, (), 3),
+        ({"groups": {"hard": {"data": "hard.npz", "of_scale": 0.5}}}, (), 0),
+        ({"groups": {"hard": "hard.npz"}}, ("--data", "{}/easy*.npz"), 0),
+        ({"data": "easy*.npz", "groups": {"hard": "gone.npz"}}, (), 2),
+    ],
+)
+def test_the_command_exits_as_what_is_asked_is_met(
+    tmp_path: Path, asked: dict[str, object] | None, options: tuple[str, ...], code: int
+) -> None:
+    groups_of(tmp_path)
+    folder = on_disk(tmp_path, asked)
+    given = [option.format(tmp_path) for option in options]
+    done = cli("verify", folder, *given)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_an_older_optc_wrote_is_still_verified(tmp_path: Path) -> None:
+    folder = on_disk(tmp_path, None)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest |= {"verify": {"data": None, "atol": 1e-4, "rtol": 1e-4}, "precision": "fp32"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    done = cli("verify", folder, "--json")
+    assert done.returncode == 3
+    document = json.loads(done.stdout)
+    assert (document["precision"], document["atol"], document["rtol"]) == ("fp32", 1e-4, 1e-4)
 
 
 # --- for programs --------------------------------------------------------------------------------
