@@ -392,11 +392,8 @@ class _Change:
             ends = [end for end in (start, end) if end not in (LOW, FULL)]
             free.add_edge(ends[0], ends[-1])
 
-        following = [c for c in self.candidates.values() if c.follows]
-        one_cast = len(following) + 1  # where it is all the same, what follows stays as it was
-        for candidate in following:
-            add(candidate, FULL, 1)
-            for index in candidate.ports.inputs:
+        for candidate in self.candidates.values():
+            for index in candidate.ports.inputs if candidate.follows else ():
                 flow = self.flows.get(id(candidate.node.inputs[index]))
                 if flow is not None and (maker := _side(flow.maker)) != LOW:
                     add(candidate, maker, ENDLESS)
@@ -406,20 +403,46 @@ class _Change:
             readers |= {FULL} if flow.stays else set()
             if maker != FULL:
                 if FULL not in readers:
-                    add(maker, ("up", flow), one_cast)
+                    add(maker, ("up", flow), 1)
                     for reader in readers - {LOW}:
                         add(("up", flow), reader, ENDLESS)
                 elif maker != LOW:
-                    add(maker, FULL, one_cast)
+                    add(maker, FULL, 1)
             if maker != LOW:
                 if LOW not in readers:
-                    add(("down", flow), maker, one_cast)
+                    add(("down", flow), maker, 1)
                     for reader in readers - {FULL}:
                         add(reader, ("down", flow), ENDLESS)
                 elif maker != FULL:
-                    add(LOW, maker, one_cast)
-        full = _sink_sides(free, edges)
-        return {c for c in self.candidates.values() if c.is_fixed or c not in full}
+                    add(LOW, maker, 1)
+        return self.low_sides(free, edges)
+
+    def low_sides(
+        self, free: nx.Graph, edges: list[tuple[Hashable, Hashable, int]]
+    ) -> set[_Candidate]:
+        """Return the candidates that a minimum cut leaves on the side of the short type.
+
+        Of all such cuts the one in which most of what was asked for is on that side, and least of
+        what follows.
+
+        Args:
+            free: What is to be on either side, joined where one has an edge to the other.
+            edges: From, to, cost.
+        """
+        regions: list[set[Hashable]] = list(nx.connected_components(free))
+        region_of = {each: number for number, region in enumerate(regions) for each in region}
+        networks = [Network() for _ in regions]
+        for start, end, cost in edges:
+            networks[region_of[end if start == LOW else start]].add(start, end, cost)
+        low = {c for c in self.candidates.values() if not c.follows and c not in region_of}
+        for region, network in zip(regions, networks, strict=True):
+            full = network.sink_side(LOW, FULL, ENDLESS)
+            assert full is not None, "nothing that must be in one type must be in the other"
+            inside = (each for each in region - full if isinstance(each, _Candidate))
+            asked = [each for each in inside if not each.follows]
+            needed = network.in_reach([LOW, *asked])
+            low.update(each for each in needed if isinstance(each, _Candidate))
+        return low
 
     # What becomes of it
 
@@ -568,24 +591,3 @@ def _side(candidate: _Candidate | None) -> Hashable:
     if candidate is None:
         return FULL
     return LOW if candidate.is_fixed else candidate
-
-
-def _sink_sides(free: nx.Graph, edges: list[tuple[Hashable, Hashable, int]]) -> set[Hashable]:
-    """Return what a minimum cut leaves on the side of fp32, the least there can be.
-
-    Args:
-        free: What is to be on either side, joined where one has an edge to the other.
-        edges: From, to, cost.
-    """
-    region_of: dict[Hashable, int] = {}
-    for number, region in enumerate(nx.connected_components(free)):
-        region_of.update(dict.fromkeys(region, number))
-    networks: dict[int, Network] = defaultdict(Network)
-    for start, end, cost in edges:
-        networks[region_of[end if start == LOW else start]].add(start, end, cost)
-    found: set[Hashable] = set()
-    for network in networks.values():
-        side = network.sink_side(LOW, FULL, ENDLESS)
-        assert side is not None, "nothing that must be in one type must be in the other"
-        found |= side
-    return found

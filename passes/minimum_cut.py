@@ -6,7 +6,7 @@ vain, it takes longer than all other passes together.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 
 ENDLESS = 1 << 60
 """The capacity of an edge that cannot be cut."""
@@ -41,6 +41,21 @@ class Network:
                 if flow >= below:
                     return None
         return {self._names[number] for number in self._reaching(last)}
+
+    def in_reach(self, of: Iterable[Hashable]) -> set[Hashable]:
+        """Return what must be on the side of the source, after `sink_side`, if all of ``of`` is.
+
+        Any other node may change to the side of the sink, and the cut costs the same.
+        """
+        queue = [self._numbers[name] for name in of if name in self._numbers]
+        found = set(queue)
+        for at in queue:
+            for edge in self._edges_of[at]:
+                to = self._ends[edge]
+                if self._left[edge] and to not in found:
+                    found.add(to)
+                    queue.append(to)
+        return {self._names[number] for number in found}
 
     def _number(self, name: Hashable) -> int:
         if name not in self._numbers:

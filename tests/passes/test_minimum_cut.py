@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import itertools
+from collections.abc import Hashable
+
 import networkx as nx
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +32,33 @@ def test_the_cut_is_a_smallest_one_with_the_smallest_side(
     for start, end, data in view.edges(data=True):
         again.add(start, end, data["capacity"])
     assert again.sink_side(0, 7, value + 1) == sink_side
+
+
+@given(edges=EDGES, of=st.sets(st.integers(1, 6), max_size=3))
+def test_all_that_is_not_in_reach_may_change_sides_at_no_cost(
+    edges: list[tuple[int, int, int]], of: set[int]
+) -> None:
+    network = Network()
+    for start, end, capacity in edges:
+        network.add(start, end, capacity)
+    full = network.sink_side(0, 7, ENDLESS)
+    if full is None or of & full:
+        return
+    stays = network.in_reach({0} | of)
+
+    def cost(low: set[Hashable]) -> int:
+        return sum(c for start, end, c in edges if start in low and end not in low)
+
+    named = {0, 7} | {end for edge in edges for end in edge[:2]}
+    assert not stays & full
+    assert cost(stays) == cost(named - full)
+    for more in range(1, 7):
+        if more in stays - of:  # it must be: with of on that side, each cut without it costs more
+            assert all(
+                cost({0, *of, *others}) > cost(stays)
+                for count in range(7)
+                for others in itertools.combinations(set(range(1, 7)) - {more}, count)
+            )
 
 
 def test_a_cut_that_is_known_to_be_dear_is_not_looked_for() -> None:
