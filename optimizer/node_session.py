@@ -154,7 +154,7 @@ def _register_arena() -> None:
 
 
 @cache
-def rounding(number: int) -> NodeSession:
+def rounding_session(number: int) -> NodeSession:
     """Return the session that rounds float32 to a type of ONNX and gives float32 again."""
     return _session_of_text(
         f"""g (float[] i) => (float[] o) {{
@@ -165,7 +165,7 @@ def rounding(number: int) -> NodeSession:
 
 
 @cache
-def quantising(number: int) -> NodeSession:
+def quantising_session(number: int) -> NodeSession:
     """Return the session that quantises float32 to a type of 8 bits, by a scale, and back."""
     return _session_of_text(
         f"""g (float[] i, float scale) => (float[] o) {{
@@ -187,7 +187,7 @@ def give_back_memory() -> None:
     """Return to the system what of the arena no value lies in."""
     options = _quiet()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    rounding(TensorProto.FLOAT16).run([value_of(np.zeros(1, np.float32))], options)
+    rounding_session(TensorProto.FLOAT16).run([value_of(np.zeros(1, np.float32))], options)
 
 
 # --- values --------------------------------------------------------------------------------------

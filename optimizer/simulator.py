@@ -26,6 +26,7 @@ import onnxruntime as ort
 from onnx import helper
 
 from optc.optimizer.made_up import available_bytes
+from optc.optimizer.node_rounding import Rounding, Roundings, rounded_in_bodies
 from optc.optimizer.node_session import (
     NodeRejected,
     NodeSession,
@@ -34,18 +35,14 @@ from optc.optimizer.node_session import (
     bytes_of,
     give_back_memory,
     is_array,
-    quantising,
-    rounding,
+    quantising_session,
+    rounding_session,
     value_of,
 )
 from optc.optimizer.reference import Array, owned
-from optc.passes import registry
 from optc.passes.determinism import RANDOM
-from optc.passes.float_port import FLOAT32, Ports, is_movement, nodes_of_sizes, ports
-from optc.passes.graph import all_nodes, bodies_of, export_model, import_model, reads
+from optc.passes.graph import all_nodes, bodies_of, reads
 from optc.passes.linear import peek
-from optc.passes.lower_floats import fate
-from optc.passes.pipeline import optimise
 from optc.passes.precision import DTYPES, Float, Lowering, NodePrecision
 from optc.passes.quantisation import (
     EightBits,
@@ -161,15 +158,15 @@ class Simulator:
         self._floats = floats
         self._amax = dict(amax or {})
         self._steps = [_step(node) for node in graph.nodes]
+        self._node_of = {node.name: node for node in all_nodes(graph)}
         self._step_of = {
             node.name: index for index, step in enumerate(self._steps) for node in step.nodes
         }
         self._outputs = tuple(tensor.name for tensor in graph.outputs)
-        self._sizes = nodes_of_sizes(graph, shapes)
+        self._roundings = Roundings(graph, shapes)
         self._sessions = NodeSessions(graph)
         self._session_of: dict[int, NodeSession] = {}
         self._session_with_bodies: dict[tuple[int, frozenset[Any]], NodeSession] = {}
-        self._ports: dict[tuple[int, Float], Ports | None] = {}
         self._operands: dict[tuple[int, EightBits], Operands | None] = {}
         self._constants = _Constants()
         weakref.finalize(self, give_back_memory).atexit = False
@@ -254,36 +251,18 @@ class Simulator:
         inputs = (tensor for step in self._steps for tensor in step.node.inputs)
         return {tensor.name: tensor for tensor in inputs if isinstance(tensor, gs.Constant)}
 
-    def _dtype_of(self, tensor: gs.Tensor) -> np.dtype[Any] | None:
-        if isinstance(tensor, gs.Constant):
-            found: np.dtype[Any] = np.dtype(tensor.dtype)
-            return found
-        return self._shapes.dtype(tensor.name)
-
     def _rank_of(self, tensor: gs.Tensor) -> int | None:
         if isinstance(tensor, gs.Constant):
             return len(tensor.shape)
         dims = self._shapes.dims(tensor.name)
         return None if dims is None else len(dims)
 
-    def _ports_of(self, index: int, precision: Float) -> Ports | None:
-        """Return what of a step takes the type; None where it stays in fp32."""
-        key = (index, precision)
-        if key not in self._ports:
-            node = self._steps[index].node
-            found = ports(node, self._dtype_of, precision, sizes=self._sizes)
-            if isinstance(found, str) or _loses_a_constant(node, found, precision):
-                self._ports[key] = None
-            else:
-                self._ports[key] = found
-        return self._ports[key]
-
     def _operands_of(self, index: int, precision: EightBits) -> Operands | None:
         """Return what of a step is quantised; None where nothing can be."""
         key = (index, precision)
         if key not in self._operands:
             node = self._steps[index].node
-            found = quantisable(node, self._dtype_of, self._rank_of, precision)
+            found = quantisable(node, self._roundings.dtype_of, self._rank_of, precision)
             if isinstance(found, str) or any(
                 node.inputs[place].name not in self._amax for place in found.activations
             ):
@@ -292,14 +271,13 @@ class Simulator:
                 self._operands[key] = found
         return self._operands[key]
 
-    def _lowered(self, lowering: Lowering) -> dict[int, dict[str, NodePrecision]]:
-        """Return the number of each step with nodes in short floats -> these, and their precision."""
-        found: dict[int, dict[str, NodePrecision]] = {}
-        for name, precision in lowering.nodes.items():
-            index, floats = self._step_of[name], lowering.float_of(name)
-            in_body = self._steps[index].node.name != name
-            if floats != "fp32" and (in_body or self._ports_of(index, floats)):
-                found.setdefault(index, {})[name] = precision
+    def _rounded(self, lowering: Lowering) -> dict[int, dict[str, Rounding]]:
+        """Return the number of each step with nodes in short floats -> what of these is rounded."""
+        found: dict[int, dict[str, Rounding]] = {}
+        for name in lowering.nodes:
+            rounding = self._roundings.of(self._node_of[name], lowering.float_of(name))
+            if rounding is not None:
+                found.setdefault(self._step_of[name], {})[name] = rounding
         return found
 
     def _quantised(self, lowering: Lowering) -> dict[int, dict[int, Form]]:
@@ -335,16 +313,6 @@ class Simulator:
                 if self._steps[index].node is add:
                     found.setdefault(index, {})[place] = Form(lowering.floats, precision)
         return found
-
-    def _is_exact(self, node: gs.Node, found: Ports) -> bool:
-        """Whether the results need no rounding, as what the node reads is rounded."""
-        floats = [i for i, t in enumerate(node.inputs) if t.name and self._dtype_of(t) == FLOAT32]
-        return (
-            is_movement(node)
-            and bool(floats)
-            and floats == list(found.inputs)
-            and not any(isinstance(value, float) for value in node.attrs.values())
-        )
 
     def _needed(self, known: Collection[str], low: Collection[int]) -> list[int]:
         """Return the steps that what may change needs, in order: it, and what was not kept of it."""
@@ -398,9 +366,9 @@ class _Run:
         self.simulator = simulator
         self.known = known
         self.lowering = lowering
-        self.lowered = simulator._lowered(lowering)
+        self.roundings = simulator._rounded(lowering)
         self.quantised = simulator._quantised(lowering)
-        self.low = self.lowered.keys() | self.quantised.keys()
+        self.low = self.roundings.keys() | self.quantised.keys()
         self.made = made
         self.values: dict[str, ort.OrtValue] = {}
         self.changed: set[str] = set()  # what is not as in the reference
@@ -453,28 +421,26 @@ class _Run:
     # -- one step
 
     def results(self, index: int) -> list[ort.OrtValue]:
-        simulator, step = self.simulator, self.simulator._steps[index]
+        step = self.simulator._steps[index]
         if bodies_of(step.node):
             return self.with_bodies(index)
-        floats = self.lowering.float_of(step.node.name)
-        short = simulator._ports_of(index, floats) if index in self.lowered else None
-        forms = self.quantised.get(index, {})
-        if short is not None:
-            forms = {**dict.fromkeys(short.inputs, Form(floats)), **forms}
+        forms = dict(self.quantised.get(index, {}))
+        rounding = self.roundings.get(index, {}).get(step.node.name)
+        if rounding is not None:
+            forms = {**dict.fromkeys(rounding.inputs, Form(rounding.floats)), **forms}
         given = [
             self.read(tensor, forms.get(place, EXACT))
             for place, tensor in enumerate(step.node.inputs)
             if tensor.name
         ]
         results = self.call(index, given)
-        if short is not None:
-            is_exact = simulator._is_exact(step.node, short)
+        if rounding is not None:
             made = (place for place, tensor in enumerate(step.node.outputs) if tensor.name)
             for number, (place, name) in enumerate(zip(made, step.makes, strict=True)):
-                if place in short.outputs:
-                    self.type_of[name] = floats
-                    if not is_exact:
-                        results[number] = _rounded(results[number], floats)
+                if place in rounding.outputs:
+                    self.type_of[name] = rounding.floats
+                    if not rounding.is_exact:
+                        results[number] = _rounded(results[number], rounding.floats)
         return results
 
     def read(self, tensor: gs.Tensor, form: Form) -> ort.OrtValue:
@@ -498,16 +464,13 @@ class _Run:
         simulator, step = self.simulator, self.simulator._steps[index]
         given = {name: self.value(name) for name in step.reads}
         sessions = simulator._session_with_bodies
-        nodes = self.lowered.get(index, {})
-        key = (index, frozenset(nodes.items()))
+        roundings = self.roundings.get(index, {})
+        key = (index, frozenset(roundings.items()))
         if key not in sessions:
             with _quoted(step.node, "cannot-simulate"):
                 model = simulator._sessions.model(step.node, given, step.makes)
-                if nodes:
-                    graph = import_model(model)
-                    lowering = Lowering(nodes, self.lowering.floats, self.lowering.amax)
-                    optimise(graph, registry.lowerers(), lowering=lowering)
-                    model = export_model(graph)
+                if roundings:
+                    model = rounded_in_bodies(model, roundings)
                 sessions[key] = simulator._sessions.of_model(model, list(given.values()))
         with _quoted(step.node, "simulation-failed"):
             return sessions[key].run(list(given.values()))
@@ -539,24 +502,14 @@ def _number(precision: NodePrecision) -> int:
 
 
 def _rounded(value: ort.OrtValue, to: Float) -> ort.OrtValue:
-    return value if to == "fp32" else rounding(_number(to)).run([value])[0]
+    return value if to == "fp32" else rounding_session(_number(to)).run([value])[0]
 
 
 def _quantised(value: ort.OrtValue, scale: np.float32, form: Form) -> ort.OrtValue:
     """Return ``value`` quantised and dequantised, in the floats of ``form``."""
     assert form.eight is not None, "there is something to quantise to"
-    found = quantising(_number(form.eight)).run([value, value_of(np.asarray(scale))])[0]
+    found = quantising_session(_number(form.eight)).run([value, value_of(np.asarray(scale))])[0]
     return _rounded(found, form.floats)
-
-
-def _loses_a_constant(node: gs.Node, found: Ports, precision: Float) -> bool:
-    """Whether a constant that ``node`` reads is beyond the short type: such a node is not lowered."""
-    for place in found.inputs:
-        if isinstance(node.inputs[place], gs.Constant):
-            what = fate(node.inputs[place], DTYPES[precision])
-            if what.overflows or (what.numbers and what.lost == what.numbers):
-                return True
-    return False
 
 
 @contextmanager

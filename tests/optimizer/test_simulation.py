@@ -48,11 +48,11 @@ def neighbourhoods(dtype: np.dtype[Any]) -> Array:
     numbers = np.sort(bits.view(dtype).astype(np.float32))
     finite = numbers[np.isfinite(numbers)]
     with np.errstate(over="ignore"):
-        edge = finite[-1] + (finite[-1] - finite[-2]) * np.float32([0.5, 1, 2])
+        edge = finite[-1] + (finite[-1] - finite[-2]) * np.array([0.5, 1, 2], np.float32)
         middles = np.concatenate([finite[:-1] / 2 + finite[1:] / 2, edge, -edge])
         exact = np.concatenate([finite, middles])
         beside = [np.nextafter(exact, np.float32(end)) for end in (-np.inf, np.inf)]
-    ends = np.float32([np.inf, -np.inf, np.nan, 3e38, -3e38, 1e-45, -1e-45, 0.0, -0.0])
+    ends = np.array([np.inf, -np.inf, np.nan, 3e38, -3e38, 1e-45, -1e-45, -0.0], np.float32)
     return np.concatenate([exact, *beside, ends])
 
 
@@ -237,7 +237,7 @@ def test_bodies_round_in_every_round() -> None:
     model = model_of(LOOP, go=np.array(True), factor=np.array(0.7, F16))
     x = np.random.default_rng(0).standard_normal(100).astype(np.float32)
     y, steps = run(simulated(model), x=x, trips=np.array(5))
-    h, factor = as_short(x), as_short(np.float32(0.7))
+    h, factor = as_short(x), as_short(np.array(0.7, np.float32))
     value, rounds = h, []
     for _ in range(5):
         value = as_short(as_short(value * factor) + h)
