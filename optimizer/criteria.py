@@ -13,6 +13,9 @@ Outputs that together are boxes are compared as sets (`optc.optimizer.detection`
 names them, and in any precision below fp32 where their shapes and values show it and the spec asks
 nothing of them by name.
 
+Where a detector gives coordinates in pixels and scores in one output, its scale is that of the
+pixels, and would let any error of a score pass: the scores are held against `SCORES` as well.
+
 A judgement carries its badness: the share that is used up of what is allowed, above 1 where it is
 not met. It is what a search minimises, so it grows with the error, and nothing here costs more than
 a few passes over an output, piece by piece.
@@ -48,6 +51,18 @@ DEFAULTS: Mapping[PrecisionName, Exactness] = {
 
 OTHER_TOLERANCE = 1e-4
 """What ``atol`` or ``rtol`` is where a spec gives only the other of them."""
+
+SCORES: Mapping[PrecisionName, float] = {
+    "fp32": 1e-4,
+    "tf32": 5e-3,
+    "fp16": 5e-3,
+    "bf16": 3e-2,
+    "int8": 0.1,
+    "fp8": 0.1,
+}
+"""Precision -> the most that scores may be off by that stand beside coordinates in one output, where
+the spec asks nothing of it. Of the scale of pixels any error of a score is small."""
+COORDINATES = 4
 
 PIECE = 1 << 16
 """Elements measured at a time: what the steps on the way need stays in the cache."""
@@ -150,10 +165,17 @@ class Criteria:
 
     def exactness(self, output: str, array: Array, group: str | None = None) -> Exactness:
         """Return what is asked of an output, of which ``array`` is an example."""
+        return self._said(output, array, group) or self._default(array)
+
+    def _said(self, output: str, array: Array, group: str | None) -> Exactness | None:
+        """Return what the spec asks of an output, if anything."""
         for said, by_name in self._layers(output, group):
             kept = _applying(said, array, by_name=by_name)
             if kept.model_fields_set:
                 return kept
+        return None
+
+    def _default(self, array: Array) -> Exactness:
         return _applying(DEFAULTS[self.precision], array, by_name=False)
 
     def tolerance(self, output: str, array: Array, group: str | None = None) -> Tolerance:
@@ -194,7 +216,8 @@ class Criteria:
     def _judged(
         self, name: str, expected: Array, found: Array | None, group: str | None
     ) -> list[Judgement]:
-        asked = self.exactness(name, expected, group)
+        said = self._said(name, expected, group)
+        asked = said or self._default(expected)
         least = asked.agreement
         if (
             least is not None
@@ -205,7 +228,10 @@ class Criteria:
         if fault := _why_not_measured(name, expected, found):
             return [fault]
         assert found is not None, "that is a fault"
-        return list(_measured(name, expected, found, asked))
+        judgements = list(_measured(name, expected, found, asked))
+        if said is None and (scores := score_columns(expected)) is not None:
+            judgements.append(_scores(name, expected, found, scores, SCORES[self.precision]))
+        return judgements
 
     def _rows_come_and_go(self, name: str, expected: Array, found: Array) -> bool:
         """Whether an output is a list of rows of indices, such as NonMaxSuppression gives.
@@ -417,6 +443,50 @@ def _measured(name: str, expected: Array, found: Array, asked: Exactness) -> Ite
 def _near_one(value: float) -> str:
     """Return a cosine so that how far from 1 it is can be told."""
     return f"{value:.6g}" if value == 1 or abs(1 - value) > 1e-5 else f"1 - {1 - value:.1e}"
+
+
+def score_columns(array: Array) -> tuple[slice, ...] | None:
+    """Return where scores stand in the raw output of a detector, or None where it is none.
+
+    Such an output has three axes; along the shorter of the last two there are four coordinates
+    (in pixels, or nothing would be lost), then scores from 0 to 1, then whatever else.
+    """
+    if array.ndim != 3 or not array.size or not is_inexact(array) or array.dtype.kind == "c":
+        return None
+    axis = 1 if array.shape[1] < array.shape[2] else 2
+    if array.shape[axis] <= COORDINATES:
+        return None
+    other = tuple(each for each in range(3) if each != axis)
+
+    def columns(start: int, stop: int) -> tuple[slice, ...]:
+        return tuple(slice(start, stop) if each == axis else slice(None) for each in range(3))
+
+    def are_scores(start: int, stop: int) -> Array:
+        part = array[columns(start, stop)]
+        return np.asarray((part.min(axis=other) >= 0) & (part.max(axis=other) <= 1))
+
+    first = array[columns(0, COORDINATES)].max(axis=other)
+    if not (first > 2).all() or not are_scores(COORDINATES, COORDINATES + 1).all():
+        return None
+    run = are_scores(COORDINATES, array.shape[axis])
+    stop = COORDINATES + (int(run.argmin()) if not run.all() else run.size)
+    known = columns(COORDINATES, stop)
+    return known if bool((array[known] > 0).any()) else None
+
+
+def _scores(
+    name: str, expected: Array, found: Array, where: tuple[slice, ...], most: float
+) -> Judgement:
+    want, got = wide(expected[where]), wide(found[where])
+    value = float(errors(want, got).max())
+    return Judgement(
+        (name,),
+        "scores",
+        value,
+        most,
+        badness_of_excess(value, most),
+        f"scores beside coordinates are off by {value:.2g}, allowed {most:g}",
+    )
 
 
 def _best_the_same(expected: Array, found: Array, asked: TopK) -> tuple[int, int]:

@@ -15,7 +15,7 @@ class Judgement:
     Attributes:
         outputs: Their names; several where they are boxes together.
         metric: What was measured: ``tolerance``, ``of_scale``, ``sqnr_db``, ``cosine``, ``top_k``,
-            ``agreement``; of boxes `optc.optimizer.detection` says more; ``output``, ``dtype``,
+            ``agreement``, ``scores``; of boxes `optc.optimizer.detection` says more; ``output``, ``dtype``,
             ``shape``, ``finite`` where nothing could be measured.
         value: What came out.
         limit: What is asked: the most for a difference, the least for what should be large.

@@ -63,6 +63,7 @@ LOOSENED: Mapping[str, str] = {
     "cosine": "lower `verify.cosine`",
     "agreement": "lower `verify.agreement`",
     "top_k": "lower `agreement` of `verify.top_k`",
+    "scores": "say in `verify.outputs` what is asked of that output",
     "boxes_high": "lower `high` of `verify.detections`",
     "boxes_middle": "lower `middle` of `verify.detections`",
     "boxes_low": "lower `low` of `verify.detections`",

@@ -27,6 +27,7 @@ METRICS = {
     "cosine": "cosine",
     "top_k": "best entries the same",
     "agreement": "equal",
+    "scores": "largest error of scores",
     "boxes_low": "boxes below 0.2 matched",
     "boxes_middle": "boxes 0.2 to 0.5 matched",
     "boxes_high": "boxes above 0.5 matched",

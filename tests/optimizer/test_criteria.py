@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from optc.optimizer.criteria import DEFAULTS, PIECE, Criteria, in_words
+from optc.optimizer.criteria import DEFAULTS, PIECE, SCORES, Criteria, in_words, score_columns
 from optc.optimizer.judgement import Judgement, badness_of_misses
 from optc.specs.compile_spec import Exactness, PrecisionName, Verify
 from optc.specs.manifest import Tensor
@@ -288,6 +288,59 @@ def test_the_tolerance_of_single_elements() -> None:
     limit = asked.tolerance("a", f32(1)).on(f32(-3, 1))
     assert [limit.of(0), limit.of(1e9)] == pytest.approx([0.3, 0.3])
     assert asked.tolerance("b", f32(1)).of(1) == INF
+
+
+# --- scores beside coordinates -------------------------------------------------------------------
+
+
+def raw_head(channels_first: bool, extra: int = 0) -> Array:
+    rng = np.random.default_rng(0)
+    coordinates = rng.uniform(0, 640, (1, 300, 4))
+    rest = [rng.random((1, 300, 20)), *([rng.normal(size=(1, 300, extra))] if extra else [])]
+    table = np.concatenate([coordinates, *rest], axis=2).astype(np.float32)
+    return np.ascontiguousarray(table.transpose(0, 2, 1)) if channels_first else table
+
+
+@pytest.mark.parametrize("channels_first", [False, True])
+@pytest.mark.parametrize("extra", [0, 8])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_scores_do_not_hide_behind_the_scale_of_pixels(
+    channels_first: bool, extra: int, precision: PrecisionName
+) -> None:
+    expected = raw_head(channels_first, extra)
+    assert len(judged(None, expected, expected, precision)) == 2
+    for size, met in ((0.9, True), (1.1, False)):
+        found = expected.copy()
+        place = (0, 23, 7) if channels_first else (0, 7, 23)
+        found[place] += np.float32(size * SCORES[precision])
+        result = {each.metric: each for each in judged(None, expected, found, precision)}
+        assert result["scores"].met == met
+        assert all(each.met for metric, each in result.items() if metric != "scores")
+        moved = expected.copy()
+        moved[(0, 0, 7) if channels_first else (0, 7, 0)] += np.float32(0.01)
+        assert all(each.met for each in judged(None, expected, moved, precision))
+
+
+def test_only_where_nothing_is_asked_scores_are_looked_for() -> None:
+    expected = raw_head(False)
+    assert only({"of_scale": 0.1}, expected, expected, "fp16").metric == "of_scale"
+
+
+def test_what_is_no_raw_head_has_no_score_columns() -> None:
+    rng = np.random.default_rng(0)
+    features = 10 * rng.standard_normal((1, 197, 64))
+    dead = raw_head(False)
+    dead[:, :, 4:] = 0
+    normalised = rng.random((1, 300, 24))
+    for array in (
+        features,
+        dead,
+        normalised,
+        raw_head(False)[0],
+        features[:, :0],
+        features[..., :4],
+    ):
+        assert score_columns(array) is None
 
 
 # --- rows that come and go -----------------------------------------------------------------------
