@@ -314,7 +314,9 @@ def identities(
     for reader in {id(node): node for node in tensor.outputs}.values():
         if reader.name in products:
             continue
-        if reader.op != "Add" or reader.domain or not is_float(reader):
+        if reader.op not in ("Add", "Sum") or reader.domain or not is_float(reader):
+            return []
+        if len(reader.inputs) != 2:
             return []
         left, right = reader.inputs
         other = right if left is tensor else left

@@ -191,9 +191,10 @@ RESIDUAL = """
     }}"""
 
 
-@pytest.mark.parametrize("operands", ["r, b", "b, r"])
-def test_a_residual_add_reads_what_is_quantised_for_a_product(operands: str) -> None:
-    _, after, report = quantise(RESIDUAL.format(operands=operands, other="Neg (t)"))
+@pytest.mark.parametrize(("op", "operands"), [("Add", "r, b"), ("Add", "b, r"), ("Sum", "r, b")])
+def test_a_residual_add_reads_what_is_quantised_for_a_product(op: str, operands: str) -> None:
+    source = RESIDUAL.format(operands=operands, other="Neg (t)").replace("Add", op)
+    _, after, report = quantise(source)
     add = next(node for node in after.graph.node if node.name == "add")
     assert list(add.input) == operands.replace("r", "r_dequantised").split(", ")
     assert ops(after).count("QuantizeLinear") == 3
@@ -245,6 +246,45 @@ def test_pooling_and_concat_stand_before_the_one_pair() -> None:
         "DequantizeLinear",
         "Conv",
     ]
+
+
+def test_a_tensor_times_itself_is_quantised_once() -> None:
+    _, after, _ = quantise(
+        """
+        g (float[2,2] x) => (float[2,2] y)
+        {
+            [mm] y = MatMul (x, x)
+        }"""
+    )
+    assert ops(after) == ["QuantizeLinear", "DequantizeLinear", "MatMul"]
+    assert list(after.graph.node[-1].input) == ["x_dequantised"] * 2
+
+
+def test_int8_and_fp8_side_by_side_have_a_pair_each() -> None:
+    _, after, report = quantise(
+        """
+        g (float[1,1,3] x) => (float[1,1,3] y, float[1,1,3] z) <float[1,1,1] w = {2}>
+        {
+            [a] y = Conv (x, w)
+            [b] z = Conv (x, w)
+        }""",
+        nodes={"b": "fp8"},
+    )
+    assert ops(after).count("QuantizeLinear") == 2
+    assert report.merged["x_quantise"] == ("a",)
+    assert report.merged["x_quantise_1"] == ("b",)
+
+
+def test_columns_that_are_equally_strong_need_no_factors() -> None:
+    _, after, _ = quantise(
+        """
+        g (float[N,2] x, float[2] b) => (float[N,2] y) <float[2,2] w = {1, 2, -2, 1}>
+        {
+            [fc] y = Gemm <beta = 1.0> (x, w, b)
+        }"""
+    )
+    assert ops(after)[-1] == "Gemm"
+    assert list(after.graph.node[-1].input) == ["x_dequantised", "w_dequantised", "b"]
 
 
 # --- refusals ------------------------------------------------------------------------------------
