@@ -191,7 +191,7 @@ def verify_package(
     package = load(folder)
     manifest = package.manifest
     asked = Verify.model_validate(manifest.verify or {})
-    home = (folder / (manifest.spec.path or "")).parent
+    home = Path(os.path.normpath(folder / (manifest.spec.path or ""))).parent
     original = model if model is not None else Path(os.path.normpath(home / manifest.model.path))
     _check_original(original, manifest.model.sha256, given=model is not None)
     files = _data_files(home, asked.data or ()) if data is None else _data_files(Path(), data)

@@ -161,7 +161,7 @@ class Criteria:
         special = asked.outputs or any(
             _says_something(group) or group.outputs for group in asked.groups.values()
         )
-        return f"within {text}" + (", or what is asked of them" if special else "")
+        return f"within {text}" + (", or what is asked of single ones" if special else "")
 
     def exactness(self, output: str, array: Array, group: str | None = None) -> Exactness:
         """Return what is asked of an output, of which ``array`` is an example."""

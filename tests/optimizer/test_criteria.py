@@ -396,7 +396,7 @@ def test_words_say_what_came_out_and_what_is_asked() -> None:
     )
     assert str(criteria(None, "int8")) == "within SQNR 20 dB, the default of int8"
     own = {"groups": {"hard": {"data": "x", "of_scale": 0.1}}}
-    assert str(criteria(own)).endswith("the default of fp32, or what is asked of them")
+    assert str(criteria(own)).endswith("the default of fp32, or what is asked of single ones")
 
 
 def test_json_has_no_infinities() -> None:
