@@ -21,7 +21,7 @@ from optc.optimizer.reference import OrtRunner
 from optc.optimizer.runtime import Executor, StageFailed, _profile_for, load
 from optc.specs.compile_spec import Range
 from optc.specs.diagnostic import EnvironmentFault, InputError, OptcError
-from optc.specs.manifest import Engine, Shapes, Stage, Target
+from optc.specs.manifest import Engine, Shapes, Stage, StagePrecision, Target
 
 WHOLE = """g (float[n,4] x) => (float[n,4] y, int64[2,k] where) {
     h = Relu (x)
@@ -81,6 +81,55 @@ def test_each_target_runs_its_own_stages(tmp_path: Path) -> None:
     assert package.last_run is not None
     assert package.last_run.target == "ada"
     assert [run.id for run in package.last_run.stages] == [0, 2, 1]
+
+
+IN_FP16 = """g (float[n] x) => (float[n] y) {
+    h = Cast <to: int = 10> (x)
+    a = Exp (h)
+    b = Log (a)
+    y = Cast <to: int = 1> (b)
+}"""
+
+
+@pytest.mark.parametrize("recorded", [None, StagePrecision(nodes={"fp16": 2})])
+def test_a_stage_in_low_precision_is_simulated_where_its_engine_does_not_run(
+    tmp_path: Path, recorded: StagePrecision | None
+) -> None:
+    with writing(tmp_path / "p") as writer:
+        writer.write("model.onnx", model_of(IN_FP16).SerializeToString())
+        stage = stage_of(writer, 0, IN_FP16, runtime="tensorrt")
+        stage = stage.model_copy(update={"precision": recorded})
+        writer.commit(manifest_of(IN_FP16, [stage], [{"n": BATCH}]))
+    package = load(tmp_path / "p")
+    x = np.array([0.1, 1.3, 2.7], np.float32)
+    found = package.run({"x": x}, device="cpu")["y"]
+    exact = np.exp(x.astype(np.float16).astype(np.float32)).astype(np.float16)
+    expected = np.log(exact.astype(np.float32)).astype(np.float16)
+    np.testing.assert_array_equal(found, expected.astype(np.float32))
+    assert np.abs(found - x).max() > 1e-4
+    assert package.last_run is not None
+    [run] = package.last_run.stages
+    assert run.why == "the CPU was asked for; an estimate, simulated in fp16"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "recorded"),
+    [("onnxruntime", None), ("tensorrt", StagePrecision(nodes={"fp32": 2}))],
+)
+def test_what_runs_as_it_would_anyway_is_no_estimate(
+    tmp_path: Path, runtime: str, recorded: StagePrecision | None
+) -> None:
+    with writing(tmp_path / "p") as writer:
+        writer.write("model.onnx", model_of(IN_FP16).SerializeToString())
+        stage = stage_of(writer, 0, IN_FP16, runtime=runtime)
+        stage = stage.model_copy(update={"precision": recorded})
+        writer.commit(manifest_of(IN_FP16, [stage], [{"n": BATCH}]))
+    package = load(tmp_path / "p")
+    package.run({"x": np.array([0.1], np.float32)}, device="cpu")
+    assert package.last_run is not None
+    [run] = package.last_run.stages
+    assert run.why is not None
+    assert "estimate" not in run.why
 
 
 def test_tensors_between_stages_come_back_when_asked_for(tmp_path: Path) -> None:
