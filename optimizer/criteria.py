@@ -194,11 +194,11 @@ class Criteria:
     ) -> list[tuple[BoxSet, Detections | None]]:
         """Return the outputs that together are boxes, and what the spec asks of them."""
         told = next((level.detections for level in self._levels(group) if level.detections), ())
+        among = [name for name in expected if name not in self._by_name(group)]
         if told:
-            return [*detection.named(told, expected)]
+            return [*detection.named(told, expected, among)]
         if self.precision == "fp32":
             return []
-        among = expected.keys() - self._by_name(group)
         return [
             (boxes, None) for boxes in detection.recognised(self.outputs, expected, found, among)
         ]

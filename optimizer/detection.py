@@ -10,7 +10,8 @@ any case (`FEW`): one of three is not a third of the truth. A box is not counted
 it across a threshold (which no model has above `HIGHEST_THRESHOLD`), or it ties with the last of a
 full list, and another one of that score stands there instead.
 
-Boxes without area still have a place: `THICKENED` of the largest coordinate is added to each side.
+Boxes without area still have a place: `THICKENED` of the size of the picture, as far as the boxes
+tell it, is added to each side.
 """
 
 from __future__ import annotations
@@ -189,14 +190,22 @@ class Rows:
 
 
 def named(
-    asked: Sequence[Detections], expected: Mapping[str, Array]
+    asked: Sequence[Detections], expected: Mapping[str, Array], among: Collection[str]
 ) -> list[tuple[BoxSet, Detections]]:
-    """Return the sets that a spec names.
+    """Return the sets that a spec names, with what else of ``among`` belongs to them.
 
     Raises:
         InputError: If outputs of these shapes are no boxes (``not-boxes``).
     """
-    return [(_named(each, expected), each) for each in asked]
+    sets: list[tuple[BoxSet, Detections]] = []
+    taken = {name for each in asked for name in (each.boxes, each.scores, each.labels)}
+    for each in asked:
+        known = _named(each, expected)
+        boxes = expected[known.boxes]
+        others = [name for name in among if name not in taken and _same_rows(expected[name], boxes)]
+        sets.append((_with_the_rest(known, others, expected), each))
+        taken |= set(sets[-1][0].names)
+    return sets
 
 
 def _named(asked: Detections, expected: Mapping[str, Array]) -> BoxSet:
@@ -207,7 +216,7 @@ def _named(asked: Detections, expected: Mapping[str, Array]) -> BoxSet:
     boxes = expected[asked.boxes]
     labels = (asked.labels,) if asked.labels else ()
     columns = None
-    if boxes.ndim < 2 or not is_inexact(boxes):
+    if boxes.ndim < 2 or not (is_inexact(boxes) or boxes.dtype.kind in "iu"):
         raise _not_boxes(asked, f"`{asked.boxes}` is {boxes.dtype} {list(boxes.shape)}")
     if asked.boxes == asked.scores:
         columns = _columns_of(boxes)
@@ -454,11 +463,7 @@ def match(expected: Rows, found: Rows, *, iou: float, cut: float) -> Match:
     """
     partner = np.full(expected.scores.size, -1, np.int64)
     overlap = np.zeros(expected.scores.size)
-    finite = [
-        rows.corners[np.isfinite(rows.corners)] for rows in (expected, found) if rows.corners.size
-    ]
-    largest = max((float(np.abs(values).max(initial=0.0)) for values in finite), default=0.0)
-    thick = THICKENED * largest or 1.0
+    thick = THICKENED * _extent(np.concatenate([expected.corners, found.corners]))
     for mine, theirs in _alike(expected.keys, found.keys):
         order = mine[np.argsort(-expected.scores[mine], kind="stable")]
         free = np.ones(theirs.size, dtype=bool)
@@ -475,6 +480,13 @@ def match(expected: Rows, found: Rows, *, iou: float, cut: float) -> Match:
     extra[partner[partner >= 0]] = False
     excused, excused_extra = _excused(expected, found, partner < 0, extra, cut)
     return Match(expected, found, partner, overlap, excused, extra, excused_extra)
+
+
+def _extent(corners: Array) -> float:
+    """Return about how large the picture is: an outlier must not make all other boxes one."""
+    largest = np.abs(corners).max(axis=1, initial=0.0)
+    largest = largest[np.isfinite(largest) & (largest > 0)]
+    return float(np.median(largest)) if largest.size else 1.0
 
 
 def overlaps(expected: Array, found: Array, thick: float = 0.0) -> Array:

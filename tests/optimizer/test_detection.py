@@ -192,6 +192,16 @@ def test_overlap_is_what_counting_cells_gives_at_any_scale(seed: int, scale: flo
     np.testing.assert_allclose(overlaps(left * scale, right * scale), counted, rtol=1e-9)
 
 
+def test_one_box_far_away_does_not_make_the_others_one() -> None:
+    expected = scene(9, low=0.6)
+    boxes = expected["boxes"].copy()
+    boxes[0, 2:] = 1e7
+    expected = changed(expected, boxes=boxes)
+    moved = boxes.copy()
+    moved[1:, [1, 3]] += 300
+    assert judged(expected, changed(expected, boxes=moved))["boxes_high"].counts == (1, 9)
+
+
 def test_many_boxes_are_matched_in_pieces() -> None:
     count = 1500
     assert count * count > PAIRS
@@ -486,6 +496,17 @@ def test_a_spec_may_name_boxes_that_nothing_else_shows() -> None:
     assert judged(expected, found, asked=asked)["boxes_high"].counts == (15, 15)
     assert badness(expected, found, asked=asked) == 0
     assert badness(expected, found) > 1
+
+
+def test_what_belongs_to_boxes_that_are_named_is_found() -> None:
+    plain = scene(30)
+    expected = padded(plain, scene(10, seed=1)) | {"masks": np.zeros((2, 50, 3, 3))}
+    expected = {f"_{name}": array for name, array in expected.items()}
+    asked = {"detections": [{"boxes": "_boxes", "scores": "_scores", "labels": "_classes"}]}
+    result = judged(expected, expected, asked=asked, outputs=())
+    assert result["boxes_attached"].outputs == ("_masks",)
+    assert result["boxes_high"].outputs == ("_boxes", "_scores", "_classes", "_num")
+    assert set(result) & {"agreement", "of_scale"} == set()
 
 
 def test_a_spec_may_ask_for_more_and_for_less() -> None:
