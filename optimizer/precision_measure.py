@@ -255,6 +255,11 @@ class Measurements(Generic[R]):
         return self._done / len(self.samples)
 
     @property
+    def runs_left(self) -> float:
+        """Runs that the limits allow yet."""
+        return self._limits.max_runs - self.runs
+
+    @property
     def seconds(self) -> float:
         """Seconds since the search began."""
         return self._clock() - self._began

@@ -15,6 +15,7 @@ which of the rest may be in int8.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ CURVE_SHARES = (0.25, 0.5, 0.75)
 """Shares of the operations in low precision that the trade-off is measured at, besides 0, 1 and
 that of what is chosen."""
 
+NOTHING = 0.05
+"""Part of a group's cost: where one half has no more, the other is taken to have all of it."""
+
 FAINT = 0.01
 """What a cost that the demands do not see counts: it decides only where theirs are alike."""
 
@@ -49,6 +53,9 @@ BITS: Mapping[NodePrecision, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "int8":
 
 DIGITS: Mapping[NodePrecision, int] = {"fp16": 10, "bf16": 7}
 """Float -> binary digits after the first."""
+
+SMALLEST: Mapping[NodePrecision, float] = {"fp16": 2.0**-14, "bf16": 2.0**-126}
+"""Float -> its smallest number with all digits."""
 
 Levels = bytes
 """One byte a candidate: which of its precisions it has, 0 for the lowest."""
@@ -421,26 +428,33 @@ class _Search:
     def _split(
         self, groups: list[_Group], group: _Group, base: Levels, sample: int, whole: Cost
     ) -> None:
-        """Put the halves of ``group`` in its place, each measured alone."""
-        middle = self._middle(group.nodes)
-        halves = []
-        for nodes in (group.nodes[:middle], group.nodes[middle:]):
-            lower = bytearray(self.top)
-            for i in nodes:
-                lower[i] = base[i] - 1
-            cost = self._cost(sample, bytes(lower))
-            halves.append(_Group(nodes, cost, _weight(cost, whole)))
+        """Put the parts of ``group`` in its place, each measured alone."""
+        *others, last = self._parts(group.nodes)
+        parts = [self._measured(nodes, base, sample, whole) for nodes in others]
+        little = min(NOTHING * group.weight, sys.float_info.max)
+        if len(last) > 1 and all(part.weight <= little for part in parts):
+            parts.append(_Group(last, group.cost, group.weight))  # it is what is left
+        else:
+            parts.append(self._measured(last, base, sample, whole))
         place = next(k for k, each in enumerate(groups) if each is group)
-        groups[place : place + 1] = halves
-        for half in halves:
-            for i in half.nodes:
+        groups[place : place + 1] = parts
+        for part in parts:
+            for i in part.nodes:
                 key = i, base[i] - 1
                 known = self.together.get(key)
-                if known is None or len(half.nodes) < len(known.nodes):
-                    self.together[key] = half
-                if len(half.nodes) == 1:
+                if known is None or len(part.nodes) < len(known.nodes):
+                    self.together[key] = part
+                if len(part.nodes) == 1:
                     before = self.alone.get(key, FREE)
-                    self.alone[key] = max(before, half.cost, key=lambda cost: cost.order)
+                    self.alone[key] = max(before, part.cost, key=lambda cost: cost.order)
+
+    def _measured(self, nodes: tuple[int, ...], base: Levels, sample: int, whole: Cost) -> _Group:
+        """Return what candidates cost one level below ``base``, all others at their highest."""
+        lower = bytearray(self.top)
+        for i in nodes:
+            lower[i] = base[i] - 1
+        cost = self._cost(sample, bytes(lower))
+        return _Group(nodes, cost, _weight(cost, whole))
 
     def _priority(self, group: _Group) -> tuple[float, int]:
         """Return what to split first: where most may be given back."""
@@ -451,7 +465,7 @@ class _Search:
         return group.weight**2 / sum(self.price[i] for i in group.nodes), -group.nodes[0]
 
     def _order(self, nodes: Sequence[int]) -> tuple[int, ...]:
-        """Return ``nodes`` as they are split: what overflows, then cheap operators to costly ones."""
+        """Return ``nodes`` as they are split: what overflows, then cheap operators to dear ones."""
         flops: dict[str, list[float]] = {}
         for i in nodes:
             flops.setdefault(self.candidates[i].op, []).append(self.candidates[i].flops)
@@ -463,12 +477,21 @@ class _Search:
 
         return tuple(sorted(nodes, key=key))
 
-    def _middle(self, nodes: Sequence[int]) -> int:
-        """Return where to split: where overflow ends, else between operators, else in the middle."""
-        kinds = [(self._overflows(i), self.candidates[i].op) for i in nodes]
-        ends = [k for k in range(1, len(nodes)) if kinds[k][0] != kinds[k - 1][0]]
-        ends = ends or [k for k in range(1, len(nodes)) if kinds[k] != kinds[k - 1]]
-        return min(ends or range(1, len(nodes)), key=lambda k: abs(2 * k - len(nodes)))
+    def _parts(self, nodes: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Return the parts that a group is split into.
+
+        What overflows is parted from the rest, and then one from the other: nearly each of them will
+        cost all there is. Else a group is halved, between operators where it has several.
+        """
+        ends = sum(self._overflows(i) for i in nodes)
+        if ends == len(nodes) and len(nodes) / len(self.samples) < self.measurements.runs_left / 4:
+            return [(i,) for i in nodes]
+        if 0 < ends < len(nodes):
+            return [nodes[:ends], nodes[ends:]]
+        ops = [self.candidates[i].op for i in nodes]
+        bounds = [k for k in range(1, len(nodes)) if ops[k] != ops[k - 1]]
+        middle = min(bounds or range(1, len(nodes)), key=lambda k: abs(2 * k - len(nodes)))
+        return [nodes[:middle], nodes[middle:]]
 
     # --- measuring -------------------------------------------------------------------------------
 
@@ -556,7 +579,7 @@ class _Search:
             if most > LARGEST[low]:
                 words.append(f"`{name}` reaches {most:.3g}, {low} ends at {LARGEST[low]:.5g}")
             elif kept:
-                step = 2.0 ** (math.floor(math.log2(most)) - DIGITS[low])
+                step = 2.0 ** -DIGITS[low] * max(2.0 ** math.floor(math.log2(most)), SMALLEST[low])
                 words.append(f"`{name}` reaches {most:.3g}, where {low} goes in steps of {step:g}")
         alone, group = self.alone.get((i, level)), self.together.get((i, level))
         if alone is not None:
