@@ -8,7 +8,8 @@ score first: of one image and class, the one that overlaps most, each at most on
 What is asked is a share by band of the original's score. From a few boxes on, one may be missed in
 any case (`FEW`): one of three is not a third of the truth. A box is not counted as missed where the model's own cut decides: its score is so near the lowest one kept that noise moves
 it across a threshold (which no model has above `HIGHEST_THRESHOLD`), or it ties with the last of a
-full list, and another one of that score stands there instead.
+full list, and another one of that score stands there instead; unless all have gone, which no cut
+explains.
 
 Boxes without area still have a place: `THICKENED` of the size of the picture, as far as the boxes
 tell it, is added to each side.
@@ -537,7 +538,7 @@ def _excused(
         if lowest <= HIGHEST_THRESHOLD:
             excused[gone] = expected.scores[gone] <= lowest + cut
             excused_extra[come] = found.scores[come] <= lowest + cut
-        if mine.size == theirs.size >= FULL:
+        if mine.size == theirs.size >= FULL and gone.size < mine.size:
             last = max(float(expected.scores[mine].min()), float(found.scores[theirs].min()))
             gone = gone[np.abs(expected.scores[gone] - last) <= TIE]
             come = come[np.abs(found.scores[come] - last) <= TIE]

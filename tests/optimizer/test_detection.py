@@ -293,6 +293,13 @@ def test_ties_that_nothing_replaces_are_missed() -> None:
     assert not judged(expected, worse)["boxes_high"].met
 
 
+def test_ties_of_which_not_one_is_found_are_missed() -> None:
+    many = changed(scene(40), scores=np.full(40, 0.9999, np.float32))
+    result = judged(taken(many, slice(0, 20)), taken(many, slice(20, 40)))
+    assert result["boxes_high"].counts == (0, 20)
+    assert not result["boxes_high"].met
+
+
 def test_a_full_list_excuses_nothing_far_from_its_end() -> None:
     many = scene(40, high=0.99, low=0.6)
     expected, found = taken(many, slice(0, 20)), taken(many, slice(10, 30))
