@@ -535,10 +535,12 @@ def _excused(
         scores = np.concatenate([expected.scores[mine], found.scores[theirs]])
         lowest = float(scores.min())
         gone, come = mine[lost[mine]], theirs[extra[theirs]]
+        if gone.size == mine.size >= FULL:
+            continue
         if lowest <= HIGHEST_THRESHOLD:
             excused[gone] = expected.scores[gone] <= lowest + cut
             excused_extra[come] = found.scores[come] <= lowest + cut
-        if mine.size == theirs.size >= FULL and gone.size < mine.size:
+        if mine.size == theirs.size >= FULL:
             last = max(float(expected.scores[mine].min()), float(found.scores[theirs].min()))
             gone = gone[np.abs(expected.scores[gone] - last) <= TIE]
             come = come[np.abs(found.scores[come] - last) <= TIE]

@@ -588,9 +588,13 @@ class TopK(Part):
 class Exactness(Part):
     """How near an output must be to what the original model gives. All that is said must hold."""
 
-    atol: Real | None = Field(default=None, ge=0, description="Absolute tolerance.")
+    atol: Real | None = Field(
+        default=None, ge=0, description="Absolute tolerance; 1e-4 where only `rtol` is given."
+    )
     rtol: Real | None = Field(
-        default=None, ge=0, description="Tolerance relative to the original value."
+        default=None,
+        ge=0,
+        description="Tolerance relative to the original value; 1e-4 where only `atol` is given.",
     )
     of_scale: Real | None = Field(
         default=None,
@@ -619,9 +623,10 @@ class Detections(Part):
     """Outputs that together are boxes: compared as sets, matched by overlap and class."""
 
     boxes: Name = Field(
-        description="Output with the corners of the boxes, four along the last axis."
+        description="Output with the corners of the boxes, four along the last axis; or with "
+        "corners, score and class in 5, 6 or 7 columns, and then `scores` names it as well."
     )
-    scores: Name = Field(description="Output with the score of each box.")
+    scores: Name = Field(description="Output with the score of each box, from 0 to 1.")
     labels: Name | None = Field(default=None, description="Output with the class of each box.")
     format: Literal["corners", "center"] = Field(
         default="corners",
