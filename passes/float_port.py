@@ -53,6 +53,7 @@ STAYS = {
         "a sequence keeps the type of its tensors",
     ),
     **dict.fromkeys(sorted(WITH_BODIES), "what enters and leaves a body keeps its type"),
+    "BitCast": "it looks at the bits of numbers",
     "CastLike": "another tensor says its type",
 }
 """Operator -> why its floats stay in fp32."""

@@ -5,7 +5,7 @@ import onnx_graphsurgeon as gs
 import pytest
 from graphs import parsed
 
-from optc.passes.float_port import Ports, is_movement, nodes_of_sizes, ports
+from optc.passes.float_port import NO_FLOATS, Ports, is_movement, nodes_of_sizes, ports
 from optc.passes.graph import all_nodes, import_model
 from optc.passes.precision import Float
 from optc.passes.shape import infer
@@ -87,7 +87,7 @@ def test_scales_of_quantised_values_stay_where_the_schema_lets_them() -> None:
         ("float", 7, Ports((0,), ())),
         ("float", 10, Ports((0,), ())),
         ("float", 8, "text says how many digits a number has"),
-        ("int64", 10, "it has no fp32 values"),
+        ("int64", 10, NO_FLOATS),
     ],
 )
 def test_a_cast_changes_on_its_float_side_if_no_number_is_lost(
@@ -115,7 +115,7 @@ def test_a_cast_changes_on_its_float_side_if_no_number_is_lost(
         ),
         (
             "g (int64[2] x) => (int64[2] y) { [n] y = Neg (x) }",
-            "it has no fp32 values",
+            NO_FLOATS,
         ),
         (
             """g (bool c, float[2] x) => (float[2] y) { [n] y = If (c) <
@@ -133,6 +133,18 @@ def test_a_cast_changes_on_its_float_side_if_no_number_is_lost(
 )
 def test_what_stays_says_why(body: str, reason: str) -> None:
     assert ports_of(body) == reason
+
+
+def test_what_may_have_any_type_stays() -> None:
+    here, other = gs.Variable("x", np.dtype(np.float32)), gs.Variable("z")
+    node = gs.Node("Add", "n", inputs=[here, other], outputs=[gs.Variable("y", here.dtype)])
+    assert ports(node, lambda tensor: tensor.dtype, "fp16") == "the type of `z` is not known"
+
+
+def test_only_what_is_held_in_fp32_is_left_of_a_node_that_was_lowered() -> None:
+    body = """g (float16[1,1,2,2] x, float[4] s) => (float16[1,1,M,N] y)
+    { [n] y = Resize <mode="linear"> (x, , s) }"""
+    assert ports_of(body) == NO_FLOATS
 
 
 def test_an_operator_that_is_not_of_onnx_stays() -> None:
