@@ -465,10 +465,11 @@ def score_columns(array: Array) -> tuple[slice, ...] | None:
         part = array[columns(start, stop)]
         return np.asarray((part.min(axis=other) >= 0) & (part.max(axis=other) <= 1))
 
-    first = array[columns(0, COORDINATES)].max(axis=other)
-    if not (first > 2).all() or not are_scores(COORDINATES, COORDINATES + 1).all():
-        return None
-    run = are_scores(COORDINATES, array.shape[axis])
+    with np.errstate(invalid="ignore"):  # a NaN is no coordinate, and no score
+        first = array[columns(0, COORDINATES)].max(axis=other)
+        if not (first > 2).all() or not are_scores(COORDINATES, COORDINATES + 1).all():
+            return None
+        run = are_scores(COORDINATES, array.shape[axis])
     stop = COORDINATES + (int(run.argmin()) if not run.all() else run.size)
     known = columns(COORDINATES, stop)
     return known if bool((array[known] > 0).any()) else None

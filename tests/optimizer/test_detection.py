@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -565,3 +566,68 @@ def test_there_is_a_standard_for_each_precision_and_lower_ones_ask_for_less() ->
     shares = [(STANDARDS[name].high, STANDARDS[name].middle) for name in names]
     assert shares == sorted(shares, reverse=True)
     assert STANDARDS["fp8"] == STANDARDS["int8"]
+
+
+# --- whatever a model gives ----------------------------------------------------------------------
+
+SHAPES = st.sampled_from(
+    [
+        (),
+        (0,),
+        (3,),
+        (3, 1),
+        (3, 4),
+        (0, 4),
+        (3, 5),
+        (3, 6),
+        (3, 7),
+        (2, 3),
+        (2, 3, 4),
+        (2, 1),
+        (1, 7, 5),
+    ]
+)
+VALUES = st.sampled_from([-1.0, 0.0, 0.3, 1.0, 2.0, 7.0, np.nan, np.inf])
+DTYPES = st.sampled_from(
+    ["float32", "float16", "bfloat16", "int64", "uint8", "bool", "str", "complex64"]
+)
+
+
+@st.composite
+def whatever(draw: Any) -> Arrays:
+    arrays = {}
+    for name in draw(st.lists(st.sampled_from(["a", "boxes", "scores", "b"]), unique=True)):
+        shape, dtype = draw(SHAPES), draw(DTYPES)
+        count = math.prod(shape)
+        values = np.array(draw(st.lists(VALUES, min_size=count, max_size=count)), np.float64)
+        if dtype in ("int64", "uint8", "bool"):
+            values = np.nan_to_num(np.abs(values), posinf=3.0)
+        made = values.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+        arrays[name] = made.reshape(shape)
+    return arrays
+
+
+@given(whatever(), whatever(), st.sampled_from(sorted(STANDARDS)), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_whatever_a_model_gives_is_judged(
+    expected: Arrays, found: Arrays, precision: PrecisionName, symbolic: bool
+) -> None:
+    outputs = tuple(
+        Tensor(
+            name=name,
+            dtype="float32",
+            shape=tuple(
+                f"n{axis}" if symbolic else extent for axis, extent in enumerate(array.shape)
+            ),
+        )
+        for name, array in expected.items()
+    )
+    criteria = Criteria.of(None, precision, outputs)
+    same = {name: array.copy() for name, array in expected.items()}
+    assert criteria.badness(expected, same) == 0
+    for judgement in criteria.judge(expected, found):
+        assert judgement.badness >= 0
+        assert judgement.words
+        assert set(judgement.outputs) <= expected.keys()
+    told = {name for judgement in criteria.judge(expected, found) for name in judgement.outputs}
+    assert told == expected.keys()
