@@ -197,6 +197,9 @@ class Simulator:
     ) -> dict[str, Array]:
         """Return the graph's outputs with some nodes in low precision.
 
+        Where a node stops on numbers that low precision gave it (an index that is out of range, say),
+        the outputs that follow from it have an axis more than they should, of extent 0.
+
         Args:
             reference: A run of this simulator on the input that is meant.
             nodes: Name of a node, also of one in a body -> its precision; the others compute in
@@ -204,7 +207,7 @@ class Simulator:
             see: Is shown each tensor of the main graph that may differ from the reference's.
 
         Raises:
-            ModelError: ``cannot-simulate``, ``simulation-failed``.
+            ModelError: ``cannot-simulate``.
         """
         self.runs += 1
         lowering = Lowering(nodes, self._floats, self._amax)
@@ -372,6 +375,7 @@ class _Run:
         self.made = made
         self.values: dict[str, ort.OrtValue] = {}
         self.changed: set[str] = set()  # what is not as in the reference
+        self.lost: set[str] = set()  # what cannot be computed with these numbers
         self.rounded: dict[str, dict[Form, ort.OrtValue]] = {}
         self.type_of: dict[str, Float] = {}  # of what was computed in a short type
 
@@ -386,12 +390,26 @@ class _Run:
             as_reference = index not in self.low and self.changed.isdisjoint(step.reads)
             is_known = all(name in self.known for name in step.makes)
             if not (is_known and (as_reference or step.node.op in RANDOM)):
-                for name, value in zip(step.makes, self.results(index), strict=True):
-                    self.take(name, value, as_reference)
+                self.step(index, as_reference)
             for name in (*step.reads, *step.makes):
                 if last.get(name) == index:
                     self.values.pop(name, None)
                     self.rounded.pop(name, None)
+
+    def step(self, index: int, as_reference: bool) -> None:
+        step = self.simulator._steps[index]
+        try:
+            results = self.results(index) if self.lost.isdisjoint(step.reads) else None
+        except _Stopped:
+            if as_reference:
+                raise
+            results = None
+        if results is None:
+            self.changed.update(step.makes)
+            self.lost.update(step.makes)
+            return
+        for name, value in zip(step.makes, results, strict=True):
+            self.take(name, value, as_reference)
 
     def take(self, name: str, value: ort.OrtValue, as_reference: bool) -> None:
         """Keep a result, unless it turns out to be the reference's."""
@@ -412,7 +430,10 @@ class _Run:
         """Return the graph's outputs; those that were not computed are the reference's."""
         found = {}
         for name in self.simulator._outputs:
-            if reference is not None and name not in self.values:
+            if name in self.lost and reference is not None:
+                there = reference.outputs[name]
+                found[name] = np.empty((*there.shape, 0), there.dtype)
+            elif reference is not None and name not in self.values:
                 found[name] = reference.outputs[name]
             elif is_array(self.value(name)):
                 found[name] = owned(array_in(self.value(name)))
@@ -512,13 +533,18 @@ def _quantised(value: ort.OrtValue, scale: np.float32, form: Form) -> ort.OrtVal
     return _rounded(found, form.floats)
 
 
+class _Stopped(ModelError):
+    """A node cannot be computed with the values it is given."""
+
+
 @contextmanager
 def _quoted(node: gs.Node, code: str) -> Iterator[None]:
     """Tell of a node that ONNX Runtime rejects, in its words."""
     try:
         yield
     except NodeRejected as error:
-        raise ModelError(
+        kind = _Stopped if code == "simulation-failed" else ModelError
+        raise kind(
             Diagnostic(
                 code,
                 f"low precision cannot be simulated: ONNX Runtime {ort.__version__} does not compute "

@@ -266,6 +266,7 @@ def test_a_simulator_can_be_let_go_of() -> None:
     gc.collect()
     assert gone() is None
     give_back_memory()
+    assert reference.nbytes > picture()["x"].nbytes
     assert reference.outputs["y"].shape == (2, 5)
 
 
@@ -514,6 +515,30 @@ def test_a_node_that_stops_is_named() -> None:
     with pytest.raises(ModelError, match=r"`sum` \(Add\)") as caught:
         simulator_of(graph).reference({"x": np.ones(3, np.float32), "z": np.ones(2, np.float32)})
     assert caught.value.diagnostics[0].code == "simulation-failed"
+
+
+def test_outputs_behind_a_node_that_low_precision_stops_are_of_no_shape_that_passes() -> None:
+    graph = graph_of(
+        """g (float[N] x, float[M] table) => (float[K] y, float[N] z)
+        {
+            [scale] a = Mul (x, thousand)
+            [whole] i = Cast <to = 7> (a)
+            [pick]  p = Gather (table, i)
+            [after] y = Exp (p)
+            [other] z = Neg (a)
+        }""",
+        thousand=np.array(1000, np.float32),
+    )
+    simulator = simulator_of(graph)
+    # 2.0479 * 1000 is 2047, and 2048 where the scale is applied in bf16: one more than there are.
+    feeds = {"x": np.array([2.0479, 0], np.float32), "table": np.ones(2048, np.float32)}
+    reference = simulator.reference(feeds)
+    seen: list[str] = []
+    found = simulator.run(reference, {"scale": "bf16"}, see=collecting(seen))
+    assert found["y"].shape == (2, 0)
+    assert seen == ["a", "i", "z"]
+    assert found["z"].tolist() == [-2048, 0]
+    assert simulator.run(reference, {"after": "bf16"})["y"].shape == (2,)
 
 
 @pytest.mark.parametrize("number", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
