@@ -249,5 +249,7 @@ def test_activations_are_not_changed_in_place() -> None:
 
 
 def test_where_the_builder_multiplies_8_bits() -> None:
+    assert least_capability("Conv", "int8") == "8.0"
+    assert least_capability("MatMul", "int8") == "7.5"
     assert least_capability("Gemm", "fp8") == "8.9"
     assert least_capability("ConvTranspose", "int8") is None
