@@ -34,6 +34,8 @@ Array = npt.NDArray[Any]
 
 HIGH, MIDDLE = 0.5, 0.2
 """Scores at which the bands part."""
+BANDS = ("boxes_low", "boxes_middle", "boxes_high")
+"""Metrics of the bands, in the order in which they are told: low scores move first."""
 FEW: Mapping[str, int] = {"high": 3, "middle": 1, "low": 1}
 """Band -> from how many boxes on one may be missed, unless all are asked for."""
 ONE_IS_FEW = 0.8

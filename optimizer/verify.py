@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,11 +26,12 @@ import numpy.typing as npt
 from onnx import helper
 
 from optc.optimizer.arrays import dtype_of, read_arrays
-from optc.optimizer.compare import Difference, Tolerance, compare, is_inexact, number
+from optc.optimizer.compare import Difference, Tolerance, compare, is_inexact
 from optc.optimizer.criteria import Criteria
 from optc.optimizer.detection import MIDDLE
 from optc.optimizer.feed import checked_feed
 from optc.optimizer.first_difference import Compared, FirstDifference, Search
+from optc.optimizer.group_figures import GroupFigures, figures_of
 from optc.optimizer.judgement import Judgement
 from optc.optimizer.made_up import At, Bound, bytes_needed, made_up, shown_bytes, sizes
 from optc.optimizer.noise import FACTOR, Floor, Noise, floors_covering, paired_rows
@@ -48,14 +50,10 @@ QUICK = Verify(atol=1e-3, rtol=1e-3)
 """What the quick check of a package in fp32 warns beyond: a model that is wrong is off by far more.
 In a lower precision it is what `optc verify` would ask."""
 
-
 BY_ELEMENT = frozenset({"tolerance", "agreement", "output", "dtype", "shape", "finite"})
 """What the figures of a `Difference` tell all about."""
 EXPLAINED_BY_NOISE = frozenset({"tolerance", "of_scale", "agreement", "shape", "finite"})
 """What an output may miss and yet be within the noise: the measures of single elements."""
-
-
-BANDS = ("boxes_low", "boxes_middle", "boxes_high")
 LOOSENED: Mapping[str, str] = {
     "tolerance": "raise `verify.atol` and `verify.rtol`",
     "of_scale": "raise `verify.of_scale`",
@@ -194,92 +192,6 @@ class NotCompared:
     words: str
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """What came of one thing that is asked, over the cases of a group.
-
-    Attributes:
-        outputs: Names of the outputs, several where they are boxes together.
-        metric: As in `Judgement`.
-        limit: What is asked.
-        worst: The value of the worst case.
-        mean: The mean over the cases.
-        badness: Of the worst case.
-        counts: For a share: how many are as they should be, and of how many, in all cases.
-        cases: In how many it was measured.
-    """
-
-    outputs: tuple[str, ...]
-    metric: str
-    limit: float
-    worst: float
-    mean: float
-    badness: float
-    counts: tuple[int, int] | None
-    cases: int
-
-    @classmethod
-    def of(cls, judged: Sequence[Judgement]) -> Measure:
-        """Return what judgements of the same thing come to."""
-        worst = max(judged, key=lambda each: (each.badness, -each.value))
-        values = [each.value for each in judged]
-        counts = [each.counts for each in judged if each.counts is not None]
-        return cls(
-            worst.outputs,
-            worst.metric,
-            worst.limit,
-            worst.value,
-            float(np.mean(values)) if np.isfinite(values).all() else worst.value,
-            worst.badness,
-            (sum(good for good, _ in counts), sum(of for _, of in counts)) if counts else None,
-            len(judged),
-        )
-
-    def as_json(self) -> dict[str, object]:
-        """Return it for programs."""
-        return {
-            "outputs": list(self.outputs),
-            "metric": self.metric,
-            "limit": number(self.limit),
-            "worst": number(self.worst),
-            "mean": number(self.mean),
-            "badness": number(self.badness),
-            "counts": None if self.counts is None else list(self.counts),
-            "cases": self.cases,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class GroupFigures:
-    """What came of a group of inputs.
-
-    Attributes:
-        group: Its name; None for made-up input and what is in no group.
-        cases: How many of its inputs were compared.
-        not_met: How many findings of it are not met.
-        measures: What was measured, the worst first; of boxes the low scores before the high.
-    """
-
-    group: str | None
-    cases: int
-    not_met: int
-    measures: tuple[Measure, ...]
-
-    @property
-    def badness(self) -> float:
-        """Of the worst measure."""
-        return max((measure.badness for measure in self.measures), default=0.0)
-
-    def as_json(self) -> dict[str, object]:
-        """Return it for programs."""
-        return {
-            "group": self.group,
-            "cases": self.cases,
-            "not_met": self.not_met,
-            "measures": [measure.as_json() for measure in self.measures],
-        }
-
-
 @dataclass(slots=True)
 class Verification:
     """What holding a package against its original gave.
@@ -359,18 +271,8 @@ class Verification:
 
     def groups(self) -> list[GroupFigures]:
         """Return the figures of each group, the worst group first."""
-        by_group: dict[str | None, dict[tuple[tuple[str, ...], str], list[Judgement]]] = {}
-        cases: dict[str | None, set[str]] = {}
-        for group, case, judgement in self.judged:
-            key = (judgement.outputs, judgement.metric)
-            by_group.setdefault(group, {}).setdefault(key, []).append(judgement)
-            cases.setdefault(group, set()).add(case)
-        figures = []
-        for group, judged in by_group.items():
-            bad = [f for f in self.findings if f.group == group and f.verdict == "not met"]
-            measures = sorted((Measure.of(each) for each in judged.values()), key=_worst_first)
-            figures.append(GroupFigures(group, len(cases[group]), len(bad), tuple(measures)))
-        return sorted(figures, key=lambda each: (-each.badness, each.group is None))
+        bad = Counter(each.group for each in self.findings if each.verdict == "not met")
+        return figures_of(self.judged, bad)
 
     def render(self) -> str:
         """Return the text for people: the table, the low scores, what ran where."""
@@ -453,12 +355,6 @@ def quick_check(
     ]
     result.unmet = [problem for problem in result.unmet if problem.code not in soft]
     return result
-
-
-def _worst_first(measure: Measure) -> tuple[int, float]:
-    """What measures are sorted by; the bands of boxes before all, low scores before high ones."""
-    place = BANDS.index(measure.metric) if measure.metric in BANDS else len(BANDS)
-    return (place, -measure.badness)
 
 
 # --- cases ---------------------------------------------------------------------------------------

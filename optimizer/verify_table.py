@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
+from optc.optimizer.detection import BANDS
 from optc.optimizer.noise import FACTOR
 from optc.optimizer.runtime import RunReport, StageRun
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 MOST_ROWS = 30
 MOST_SCORES = 4
 NO_GROUP = "(no group)"
-BANDS = ("boxes_low", "boxes_middle", "boxes_high")
 METRICS = {
     "tolerance": "share used of atol and rtol",
     "of_scale": "largest error of the scale",
