@@ -236,11 +236,13 @@ class _Group:
         nodes: Indices, in the order in which they are split.
         cost: What they cost.
         weight: ``cost`` as one number.
+        parts: Each of them -> its part in the cost, once it was asked for.
     """
 
     nodes: tuple[int, ...]
     cost: Cost
     weight: float
+    parts: dict[int, float] | None = None
 
 
 class _Search:
@@ -321,9 +323,13 @@ class _Search:
             return self.top
         self.measurements.look(0, self.looks, self._nodes(self.bottom))
         self.lowest, self.hot = self._measure(self.bottom)
-        if self.lowest.badness <= self.limit:
-            return self.bottom
         state, deepest = self.top, max(self.top)
+        if self.lowest.badness <= self.limit:
+            # Of candidates with fewer levels little is known: they have little to do with it.
+            lowest = [i for i, top in enumerate(self.top) if top == deepest]
+            above = bytes(min(top, 1) for top in self.top)
+            self._note(_Group(tuple(lowest), self.lowest, self.lowest.badness), above)
+            return self.bottom
         for depth in range(1, deepest + 1):
             moves = [i for i, top in enumerate(self.top) if top >= depth == top - state[i] + 1]
             # Squares add up: half of the tolerance leaves three quarters for what comes below.
@@ -338,6 +344,7 @@ class _Search:
         low = set(moves)
         while low:
             cost, sample = self._measure(_down(base, low), enough=limit)
+            self._note(_Group(tuple(sorted(low)), cost, cost.badness), base)
             if cost.badness <= limit:
                 break
             low -= self._culprits(base, sorted(low), sample, limit)
@@ -439,14 +446,18 @@ class _Search:
         place = next(k for k, each in enumerate(groups) if each is group)
         groups[place : place + 1] = parts
         for part in parts:
-            for i in part.nodes:
-                key = i, base[i] - 1
-                known = self.together.get(key)
-                if known is None or len(part.nodes) < len(known.nodes):
-                    self.together[key] = part
-                if len(part.nodes) == 1:
-                    before = self.alone.get(key, FREE)
-                    self.alone[key] = max(before, part.cost, key=lambda cost: cost.order)
+            self._note(part, base)
+
+    def _note(self, group: _Group, base: Levels) -> None:
+        """Remember what is known of the candidates of a group one level below ``base``."""
+        for i in group.nodes:
+            key = i, base[i] - 1
+            known = self.together.get(key)
+            if known is None or len(group.nodes) < len(known.nodes):
+                self.together[key] = group
+            if len(group.nodes) == 1:
+                before = self.alone.get(key, FREE)
+                self.alone[key] = max(before, group.cost, key=lambda cost: cost.order)
 
     def _measured(self, nodes: tuple[int, ...], base: Levels, sample: int, whole: Cost) -> _Group:
         """Return what candidates cost one level below ``base``, all others at their highest."""
@@ -528,13 +539,21 @@ class _Search:
         if (cost := self.alone.get((i, level))) is not None:
             return cost.badness
         group = self.together.get((i, level))
-        nodes = range(len(self.candidates)) if group is None else group.nodes
-        weight = group.weight if group else self.lowest.badness if self.lowest else 0.0
-        grown = {k: self._grown(k) for k in nodes if self.top[k]}
-        squares = sum(each**2 for each in grown.values())
-        if not math.isfinite(squares):
-            return weight if math.isinf(grown[i]) else 0.0
-        return weight * math.sqrt(grown[i] ** 2 / squares if squares else 1.0 / len(grown))
+        return self._part_in(group, i) if group else 0.0
+
+    def _part_in(self, group: _Group, i: int) -> float:
+        """Return a candidate's part in the cost of a group, estimated by where error comes up."""
+        if group.parts is None:
+            grown = [self._grown(k) for k in group.nodes]
+            squares = sum(each**2 for each in grown)
+            if not math.isfinite(squares):
+                parts = [group.weight if math.isinf(each) else 0.0 for each in grown]
+            elif squares:
+                parts = [group.weight * each / math.sqrt(squares) for each in grown]
+            else:
+                parts = [group.weight / math.sqrt(len(grown))] * len(grown)
+            group.parts = dict(zip(group.nodes, parts, strict=True))
+        return group.parts[i]
 
     def _value_of(self, i: int, level: int) -> float:
         """Return how much error it saves not to have a candidate at a level, for its price."""
@@ -588,7 +607,7 @@ class _Search:
                 words[-1] += ", too much beside the others"
         elif group is not None:
             count = len(group.nodes)
-            words.append(f"one of {count} nodes of which all in {low} {_words(group.cost, 'cost')}")
+            words.append(f"one of {count} that all together in {low} {_words(group.cost, 'cost')}")
         elif kept:
             words.append(f"not searched in {low}")
         return "; ".join(words)

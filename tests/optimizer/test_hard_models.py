@@ -286,8 +286,9 @@ def residual_with_outliers() -> Hard:
         [head] y = MatMul (n, h)
     }"""
     outlier, gamma = np.ones(32), np.ones(32)
-    outlier[7], gamma[7] = 1e6, 0.01
+    outlier[7], gamma[7] = 6e4, 0.01
     weights = {name: normal(32, 32, seed=i) / 6 for i, name in enumerate(["w0", "d0", "w1", "d1"])}
+    weights["d1"] *= 4
     model = model_of(text, **weights, h=normal(32, 32, seed=9), outlier=outlier, gamma=gamma)
     return Hard(model, {"x": normal(1, 16, 32, seed=2)})
 
