@@ -9,7 +9,9 @@ import onnx
 import pytest
 from engine_layers import engine_layers, multiplied
 from graphs import assert_same_numbers, parsed, run, seeded_inputs, text
-from onnx import ModelProto, numpy_helper
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import ModelProto, helper, numpy_helper
 
 from optc.passes import quantisation
 from optc.passes.graph import export_model, import_model
@@ -402,6 +404,73 @@ def test_a_product_of_matrices_computes_what_numpy_rounds(precision: EightBits) 
     x = rounded(inputs["x"], scale_of(2.5, precision), precision)
     expected = x @ rounded(weights, scales, precision, 1) + inputs["b"]
     np.testing.assert_allclose(run(after, inputs)["y"], expected, rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["int8", "fp8"]),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([None, (), (1,), (6,), (1, 6), (3, 1), (3, 6)]),
+    st.booleans(),
+    st.sampled_from([1.0, -0.5]),
+    st.sampled_from([1.0, 3.0]),
+)
+def test_each_form_of_a_gemm_computes_what_numpy_rounds(
+    precision: EightBits,
+    on_the_left: bool,
+    left_turned: bool,
+    right_turned: bool,
+    bias: tuple[int, ...] | None,
+    bias_is_computed: bool,
+    alpha: float,
+    beta: float,
+) -> None:
+    rng = np.random.default_rng(4)
+    left = (8, 3) if left_turned else (3, 8)
+    right = (6, 8) if right_turned else (8, 6)
+    beta = 1.0 if bias_is_computed else beta
+    values = {"a": rng.standard_normal(left), "b": rng.standard_normal(right)}
+    weights, activation = ("a", "b") if on_the_left else ("b", "a")
+    inputs = [helper.make_tensor_value_info(activation, 1, values[activation].shape)]
+    constants = {weights: values[weights].astype(np.float32)}
+    if bias is not None:
+        values["c"] = rng.standard_normal(bias)
+        if bias_is_computed:
+            inputs.append(helper.make_tensor_value_info("c", 1, bias))
+        else:
+            constants["c"] = values["c"].astype(np.float32)
+    gemm = helper.make_node(
+        "Gemm",
+        ["a", "b", *(["c"] if bias is not None else [])],
+        ["y"],
+        "fc",
+        alpha=alpha,
+        beta=beta,
+        transA=int(left_turned),
+        transB=int(right_turned),
+    )
+    graph = helper.make_graph(
+        [gemm],
+        "g",
+        inputs,
+        [helper.make_tensor_value_info("y", 1, (3, 6))],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    before = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    feeds = {info.name: values[info.name].astype(np.float32) for info in inputs}
+    _, after, report = quantise(before, amax={activation: 2.0}, precision=precision)
+    assert not report.skipped
+
+    channels = int(left_turned) if on_the_left else int(not right_turned)
+    scales = weight_scales(constants[weights], channels, precision)
+    before.graph.initializer[0].CopyFrom(
+        numpy_helper.from_array(rounded(constants[weights], scales, precision, channels), weights)
+    )
+    x = rounded(feeds[activation], scale_of(2.0, precision), precision)
+    expected = run(before, {**feeds, activation: x})["y"]
+    np.testing.assert_allclose(run(after, feeds)["y"], expected, rtol=1e-5, atol=1e-5)
 
 
 # --- what the builder makes of it ----------------------------------------------------------------
