@@ -8,12 +8,12 @@ larger is clipped. Which amax is best is the question; four answers are to be ha
 ``percentile``  the magnitude that the given share of all values, zeros too, is not above; where
                 that share was zero, the largest.
 ``entropy``     the threshold at which the quantised values are distributed most as the values are:
-                that of the least Kullback-Leibler divergence. Magnitudes are counted in 1,025 to
-                2,048 bins from zero to the largest; each threshold from the 128th bin on is tried;
-                what is above it counts as its last bin; what a level of the quantised type stands
-                for is spread evenly over those of its bins that hold anything. Zeros are left out:
-                every symmetric range has them exactly, and after a ReLU they would outweigh all
-                the rest.
+                that of the least Kullback-Leibler divergence. Values of each sign are counted in
+                1,025 to 2,048 bins from zero to the largest magnitude; each threshold from the
+                128th bin on is tried; what is beyond it counts as its last bin; what a level of the
+                quantised type stands for is spread evenly over those of its bins that hold
+                anything. Zeros are left out: every symmetric range has them exactly, and after a
+                ReLU they would outweigh all the rest.
 ``mse``         the threshold of the least mean squared error, rounding and clipping together.
 
 The levels are those of the type: 127 equal steps for int8; for fp8 (e4m3) its 126 positive numbers,
@@ -150,34 +150,31 @@ def range_of(
 def _least_divergence(magnitudes: Magnitudes, levels: Floats) -> float:
     """Return the threshold of the least Kullback-Leibler divergence, the largest of several."""
     counts, width = _equal_bins(magnitudes)
-    if len(counts) <= _FIRST_THRESHOLD:
+    bins = counts.shape[1]
+    if bins <= _FIRST_THRESHOLD:
         return magnitudes.largest
-    thresholds = np.arange(_FIRST_THRESHOLD, len(counts) + 1)
-    divergences = divergences_of(counts, thresholds, levels)
-    best = len(thresholds) - 1 - int(np.argmin(divergences[::-1]))
-    if best == len(thresholds) - 1:
-        return magnitudes.largest
-    return float(thresholds[best] * width)
+    thresholds = np.arange(bins, _FIRST_THRESHOLD - 1, -1)
+    best = int(thresholds[np.argmin(_divergences(counts, thresholds, levels))])
+    return magnitudes.largest if best == bins else best * width
 
 
 def _equal_bins(magnitudes: Magnitudes) -> tuple[Floats, float]:
     """Return how many values but zeros fall into bins of one width from 0 on, and the width.
 
-    The bins are those of the largest magnitude; narrower ones fit into them exactly.
+    A row for each sign. The bins are as wide as that of the largest magnitude; narrower ones fit
+    into them exactly.
     """
-    low, _, counts = magnitudes.bins()
+    low, counts = magnitudes.sides()
     width = 2.0 ** math.floor(math.log2(low[-1])) / RESOLUTION
-    counted = np.bincount((low / width).astype(np.int64), weights=counts)
-    return counted.astype(np.float64, copy=False), width
+    places = (low / width).astype(np.int64)
+    return np.stack([np.bincount(places, weights=side) for side in counts]), width
 
 
-def divergences_of(
-    counts: Floats, thresholds: npt.NDArray[np.int64], levels: Floats
-) -> npt.NDArray[np.float64]:
+def _divergences(counts: Floats, thresholds: npt.NDArray[np.int64], levels: Floats) -> Floats:
     """Return for each threshold the divergence of the quantised values from the values.
 
     Args:
-        counts: How many values fall into each bin; bins are equally wide.
+        counts: How many values fall into each bin, a row for each sign.
         thresholds: In bins, at least 1 and at most as many as there are.
         levels: As `LEVELS`.
 
@@ -185,32 +182,42 @@ def divergences_of(
         S. Migacz, "8-bit Inference with TensorRT", 2017.
     """
     # All sums over bins are differences of sums from the first bin on.
-    sums = _sums(counts)
-    filled = _sums(counts > 0)
-    own = _sums(np.where(counts > 0, counts * np.log(np.maximum(counts, 1)), 0.0))
-
-    total, inside = sums[-1], sums[thresholds]
-    clipped = total - inside
-    last = counts[thresholds - 1] + clipped
+    sums, filled, own = _sums(counts), _sums(counts > 0), _sums(_times_log(counts))
+    inside = sums[:, thresholds]
+    clipped = sums[:, -1:] - inside
+    last = counts[:, thresholds - 1]
     middles = (levels[1:] + levels[:-1]) / 2
     starts = np.ceil(thresholds[:, None] * middles - 0.5).astype(np.int64)
     edges = np.hstack([np.zeros_like(starts[:, :1]), starts, thresholds[:, None]])
-    quantised = np.diff(sums[edges], axis=1)
-    spread = np.diff(filled[edges], axis=1)
 
+    # Sign, threshold, level -> how many values: quantised, in how many bins, and as they were.
+    quantised = np.diff(sums[:, edges], axis=2)
+    spread = np.diff(filled[:, edges], axis=2)
     values = quantised.copy()
-    values[:, -1] += clipped
-    spread[:, -1] += (counts[thresholds - 1] == 0) & (clipped > 0)
+    values[:, :, -1] += clipped
+    spread[:, :, -1] += (last == 0) & (clipped > 0)
+    for each in (quantised, spread, values):  # both signs have one level of zero
+        each[0, :, 0] += each[1, :, 0]
+        each[1, :, 0] = 0
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.where(values > 0, values * np.log(quantised / spread), 0.0).sum(axis=1)
-        entropy = own[thresholds - 1] + np.where(last > 0, last * np.log(last), 0.0)
-        found = (entropy - logs) / total - np.log(total) + np.log(inside)
+        logs = np.where(values > 0, values * np.log(quantised / spread), 0.0).sum(axis=(0, 2))
+    entropy = (own[:, thresholds - 1] + _times_log(last + clipped)).sum(axis=0)
+    total, kept = counts.sum(), inside.sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = (entropy - logs) / total - np.log(total) + np.log(kept)
     return np.where(np.isfinite(found), found, np.inf)
 
 
+def _times_log(counts: Floats) -> Floats:
+    """Return n * log(n), which is 0 for 0."""
+    found: Floats = counts * np.log(np.maximum(counts, 1))
+    return found
+
+
 def _sums(values: Array) -> Floats:
-    """Return the sums of the first 0, 1, 2, ... of ``values``."""
-    return np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    """Return the sums of the first 0, 1, 2, ... of ``values`` along the last axis."""
+    found: Floats = np.cumsum(values, axis=-1, dtype=np.float64)
+    return np.insert(found, 0, 0.0, axis=-1)
 
 
 def _least_error(magnitudes: Magnitudes, levels: Floats) -> float:

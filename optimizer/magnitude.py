@@ -19,8 +19,9 @@ Floats = npt.NDArray[np.float64]
 RESOLUTION: Final = 1 << 10
 """Bins from a power of two to the next."""
 
-_SHIFT: Final = 23 - 10
+_SHIFT: Final = np.uint32(23 - 10)
 _SIGNLESS: Final = np.uint32(0x7FFFFFFF)
+_MINUS_ZERO: Final = np.uint32(0x80000000)
 _INFINITY: Final = 0x7F800000
 _PIECE: Final = 1 << 18
 """Elements that are counted at a time: what that needs on the way stays small."""
@@ -31,11 +32,11 @@ class NotFinite(ValueError):
 
 
 class Magnitudes:
-    """The magnitudes of all values of one tensor.
+    """The magnitudes of all values of one tensor, those of either sign by themselves.
 
     Args:
         counted: Whether they are counted; without it only the largest is known. The counts take
-            at most 2 MiB, as a rule a tenth of it: bins that nothing falls into take no memory.
+            at most 4 MiB, as a rule a tenth of it: bins that nothing falls into take no memory.
 
     Attributes:
         size: How many values there were.
@@ -46,7 +47,7 @@ class Magnitudes:
         self.size = 0
         self.zeros = 0
         self._largest = 0
-        self._counts = np.zeros(_INFINITY >> _SHIFT, np.int64) if counted else None
+        self._counts = np.zeros((2, _INFINITY >> int(_SHIFT)), np.int64) if counted else None
 
     def add(self, array: Array) -> None:
         """Take in the values of ``array``, as float32.
@@ -58,25 +59,26 @@ class Magnitudes:
         for start in range(0, flat.size, _PIECE):
             with np.errstate(over="ignore"):
                 piece = np.ascontiguousarray(flat[start : start + _PIECE], np.float32)
-            bits = piece.view(np.uint32) & _SIGNLESS
-            largest = int(bits.max())
+            bits = piece.view(np.uint32)
+            largest = int((bits & _SIGNLESS).max())
             if largest >= _INFINITY:
                 raise NotFinite("NaN" if bool(np.isnan(piece).any()) else "an infinity")
             self._largest = max(self._largest, largest)
             self.size += piece.size
             if self._counts is not None:
-                self._count(bits)
+                self._count(bits, self._counts)
 
-    def _count(self, bits: npt.NDArray[np.uint32]) -> None:
-        assert self._counts is not None
-        nonzero = int(np.count_nonzero(bits))
-        self.zeros += bits.size - nonzero
-        if not nonzero:
-            return
-        bins = (bits if nonzero == bits.size else bits[bits != 0]) >> np.uint32(_SHIFT)
-        lowest = int(bins.min())
-        found = np.bincount(bins - np.uint32(lowest))
-        self._counts[lowest : lowest + found.size] += found
+    def _count(self, bits: npt.NDArray[np.uint32], counts: npt.NDArray[np.int64]) -> None:
+        zeros = bits.size
+        for side, chosen in enumerate(((bits > 0) & (bits < _MINUS_ZERO), bits > _MINUS_ZERO)):
+            many = int(np.count_nonzero(chosen))
+            zeros -= many
+            if many:
+                bins = ((bits if many == bits.size else bits[chosen]) & _SIGNLESS) >> _SHIFT
+                lowest = int(bins.min())
+                found = np.bincount(bins - np.uint32(lowest))
+                counts[side, lowest : lowest + found.size] += found
+        self.zeros += zeros
 
     @property
     def largest(self) -> float:
@@ -88,13 +90,20 @@ class Magnitudes:
 
         In ascending order. The upper end of the last is the largest magnitude.
         """
+        low, counts = self.sides()
+        next_bits = low.astype(np.float32).view(np.uint32) + (np.uint32(1) << _SHIFT)
+        high = next_bits.view(np.float32).astype(np.float64)
+        return low, np.minimum(high, self.largest), counts.sum(axis=0)
+
+    def sides(self) -> tuple[Floats, Floats]:
+        """Return the lower ends of the same bins, and how many positive and negative are in each.
+
+        The counts have a row for each sign.
+        """
         assert self._counts is not None, "asked of magnitudes that were not counted"
-        filled = np.flatnonzero(self._counts)
-        return (
-            _float(filled),
-            np.minimum(_float(filled + 1), self.largest),
-            self._counts[filled].astype(np.float64),
-        )
+        filled = np.flatnonzero(self._counts.any(axis=0))
+        low = (filled << int(_SHIFT)).astype(np.uint32).view(np.float32)
+        return low.astype(np.float64), self._counts[:, filled].astype(np.float64)
 
     def percentile(self, percent: float) -> float:
         """Return the magnitude that ``percent`` of all values, zeros too, are not above.
@@ -117,8 +126,3 @@ class Magnitudes:
         below = int(rank)
         share = rank - below
         return (1 - share) * at(below) + share * at(min(below + 1, self.size - 1))
-
-
-def _float(bins: npt.NDArray[np.int64]) -> Floats:
-    """Return the lower ends of ``bins``."""
-    return (bins << _SHIFT).astype(np.uint32).view(np.float32).astype(np.float64)
