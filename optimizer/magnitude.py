@@ -21,7 +21,6 @@ RESOLUTION: Final = 1 << 10
 
 _SHIFT: Final = np.uint32(23 - 10)
 _SIGNLESS: Final = np.uint32(0x7FFFFFFF)
-_MINUS_ZERO: Final = np.uint32(0x80000000)
 _INFINITY: Final = 0x7F800000
 _PIECE: Final = 1 << 18
 """Elements that are counted at a time: what that needs on the way stays small."""
@@ -47,7 +46,7 @@ class Magnitudes:
         self.size = 0
         self.zeros = 0
         self._largest = 0
-        self._counts = np.zeros((2, _INFINITY >> int(_SHIFT)), np.int64) if counted else None
+        self._counts = np.zeros((_INFINITY >> int(_SHIFT), 2), np.int64) if counted else None
 
     def add(self, array: Array) -> None:
         """Take in the values of ``array``, as float32.
@@ -69,16 +68,16 @@ class Magnitudes:
                 self._count(bits, self._counts)
 
     def _count(self, bits: npt.NDArray[np.uint32], counts: npt.NDArray[np.int64]) -> None:
-        zeros = bits.size
-        for side, chosen in enumerate(((bits > 0) & (bits < _MINUS_ZERO), bits > _MINUS_ZERO)):
-            many = int(np.count_nonzero(chosen))
-            zeros -= many
-            if many:
-                bins = ((bits if many == bits.size else bits[chosen]) & _SIGNLESS) >> _SHIFT
-                lowest = int(bins.min())
-                found = np.bincount(bins - np.uint32(lowest))
-                counts[side, lowest : lowest + found.size] += found
-        self.zeros += zeros
+        filled = (bits & _SIGNLESS) != 0
+        many = int(np.count_nonzero(filled))
+        self.zeros += bits.size - many
+        if many:
+            bits = bits if many == bits.size else bits[filled]
+            bins = (bits & _SIGNLESS) >> _SHIFT
+            lowest = int(bins.min())
+            places = (bins - np.uint32(lowest)) * np.uint32(2) + (bits >> np.uint32(31))
+            found = np.bincount(places, minlength=2 * (int(bins.max()) - lowest + 1))
+            counts[lowest : lowest + found.size // 2] += found.reshape(-1, 2)
 
     @property
     def largest(self) -> float:
@@ -101,9 +100,9 @@ class Magnitudes:
         The counts have a row for each sign.
         """
         assert self._counts is not None, "asked of magnitudes that were not counted"
-        filled = np.flatnonzero(self._counts.any(axis=0))
+        filled = np.flatnonzero(self._counts.any(axis=1))
         low = (filled << int(_SHIFT)).astype(np.uint32).view(np.float32)
-        return low.astype(np.float64), self._counts[:, filled].astype(np.float64)
+        return low.astype(np.float64), self._counts[filled].T.astype(np.float64)
 
     def percentile(self, percent: float) -> float:
         """Return the magnitude that ``percent`` of all values, zeros too, are not above.
