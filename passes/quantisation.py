@@ -18,8 +18,8 @@ ConvTranspose       never                    never
 Where it does not, it takes the model all the same, dequantises the operands while it runs, the weights
 too, and multiplies floats: the numbers are rounded for nothing. On 7.5 the floats around a Gemm or
 MatMul must be fp16. Below 8.9 the builder refuses fp8 by name. A Conv in fp8 has kernels of at most 32
-taps. Attention (product, Softmax, product) is one kernel in floats and in fp8, and is taken apart for
-int8, its scores written to memory: it stays in floats. A Conv in groups is widened with zeros to four channels a group, a depthwise one to many times its
+taps. Attention (product, Softmax, product) is one kernel in floats, and in fp8 where its lengths are
+static. Else it is taken apart, its scores written to memory: it stays in floats. A Conv in groups is widened with zeros to four channels a group, a depthwise one to many times its
 size: it stays in floats.
 """
 
@@ -181,7 +181,9 @@ def _of_matrices(
         return "it scales what it adds"
     if not any(constant):
         if precision == "int8" and _is_attention(node):
-            return "TensorRT has one kernel for attention of floats, or of fp8, and none for int8"
+            return "TensorRT has one kernel for attention of floats, and none for int8"
+        if precision == "fp8" and _is_attention(node) and not _is_static(node):
+            return "TensorRT has one kernel for attention of any length of floats, and none for fp8"
         return Operands((0, 1))
     weights = constant.index(True)
     rank = ranks[weights]
@@ -209,6 +211,14 @@ def _is_attention(node: gs.Node) -> bool:
         if maker is not None and maker.op == "Softmax":
             return True
     return False
+
+
+def _is_static(node: gs.Node) -> bool:
+    """Whether both matrices that ``node`` multiplies have an extent in the graph."""
+    return all(
+        tensor.shape is not None and all(isinstance(extent, int) for extent in tensor.shape[-2:])
+        for tensor in node.inputs
+    )
 
 
 # --- numbers -------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ RTX 1.7.1 lists:
   integers as fp16, which ends at 65504; with one scale it multiplies by that in fp32 first. So there
   the scales of the columns (rows of weights on the left) are multiplied by afterwards. It is the kernel
   that the builder has anyway.
+- Attention is quantised to fp8 with all its operands, or not at all: see `optc.passes.quantisation`.
 - The scales are float32 also between fp16: DequantizeLinear says of itself what it gives (opset 23),
   and Q then divides in float32. In fp16 the inverse of a small scale is infinite.
 

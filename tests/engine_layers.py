@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from onnx import ModelProto
 
 _LAYER = re.compile(r"Name: (\S+), LayerType: (\w+)")
+SIZES = (1, 16, 32)
+"""Least, best and largest extent of each dynamic axis of an input."""
+
 _PART = r"{}: \[(.*?)\}}\]"
 
 
@@ -87,7 +90,14 @@ def _log_of_layers(model: bytes, compute_capability: str) -> str:
     config.num_compute_capabilities = 1
     target = getattr(trt.ComputeCapability, "SM" + compute_capability.replace(".", ""))
     config.set_compute_capability(target, 0)
-    if not parser.parse(model) or builder.build_serialized_network(network, config) is None:
+    parsed = parser.parse(model)
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        shapes = [[size if extent < 0 else extent for extent in tensor.shape] for size in SIZES]
+        profile.set_shape(tensor.name, *shapes)
+    config.add_optimization_profile(profile)
+    if not parsed or builder.build_serialized_network(network, config) is None:
         raise SystemExit("\n".join(log.lines[-5:]))
     return next(text for text in log.lines if text.startswith("Layers:"))
 

@@ -175,9 +175,15 @@ ATTENTION = """
     }"""
 
 
-@pytest.mark.parametrize(("precision", "is_taken"), [("int8", False), ("fp8", True)])
-def test_attention_is_quantised_to_fp8_only(precision: EightBits, is_taken: bool) -> None:
-    graph = import_model(parsed(HEAD + ATTENTION))
+@pytest.mark.parametrize(
+    ("precision", "length", "is_taken"),
+    [("int8", "4", False), ("fp8", "4", True), ("fp8", "T", False)],
+)
+def test_attention_is_quantised_to_fp8_and_of_one_length_only(
+    precision: EightBits, length: str, is_taken: bool
+) -> None:
+    source = ATTENTION.replace("4,8]", f"{length},8]").replace("8,4]", f"8,{length}]")
+    graph = import_model(parsed(HEAD + source))
     first, *_, last = graph.nodes
     for node in (first, last):
         found = quantisable(node, _dtype_of, _rank_of, precision)

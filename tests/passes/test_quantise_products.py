@@ -563,16 +563,19 @@ def test_fp8_of_more_than_32_taps_would_be_multiplied_as_floats(
     assert multiplied(layers) == [multiplied_as]
 
 
-ATTENTION = "g (float[1,2,32,32] q, float[1,2,32,32] k, float[1,2,32,32] v) => (float y) "
-ATTENTION += "{ [a] s = MatMul (q, k) [s] p = Softmax <axis = -1> (s) [b] y = MatMul (p, v) }"
+ATTENTION = "g (float[N,2,{t},32] q, float[N,2,32,{t}] k, float[N,2,{t},32] v) => (float y) "
+ATTENTION += "{{ [a] s = MatMul (q, k) [s] p = Softmax <axis = -1> (s) [b] y = MatMul (p, v) }}"
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp8"])
-def test_attention_stays_one_kernel(precision: EightBits) -> None:
-    model = inferred(onnx.parser.parse_model(HEAD + ATTENTION))
+@pytest.mark.parametrize(
+    ("precision", "length", "reads"),
+    [("int8", "32", "Half"), ("fp8", "32", "FP8"), ("fp8", "T", "Half")],
+)
+def test_attention_stays_one_kernel(precision: EightBits, length: str, reads: str) -> None:
+    model = inferred(onnx.parser.parse_model(HEAD + ATTENTION.format(t=length)))
     [layers] = engine_layers([lowered(model, precision, "fp16")], "8.9")
     [kernel] = [layer for layer in layers if len(layer.reads) >= 4 and layer.kind == "kgen"]
-    assert kernel.reads[:3] == ({"int8": "Half", "fp8": "FP8"}[precision],) * 3
+    assert kernel.reads[:3] == (reads,) * 3
     assert not multiplied(layers)
 
 
