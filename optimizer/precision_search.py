@@ -422,14 +422,13 @@ class _Search:
 
     def _chosen(self, groups: Sequence[_Group], factor: float, limit: float) -> list[_Group]:
         """Return the groups to keep so that the others should stay within ``limit``."""
-        left = [group.weight**2 for group in groups]
-        order = sorted(range(len(groups)), key=lambda k: self._value(groups[k]), reverse=True)
-        kept = []
-        for k in order:
-            if groups[k].weight <= limit and factor**2 * sum(left) <= limit**2:
-                break
-            kept.append(groups[k])
-            left[k] = 0.0
+        kept = [group for group in groups if group.weight > limit]
+        others = [group for group in groups if group.weight <= limit]
+        left = 0.0
+        for group in sorted(others, key=self._value):
+            left += group.weight**2
+            if factor**2 * left > limit**2:
+                kept.append(group)
         return kept
 
     def _split(
@@ -622,13 +621,13 @@ class _Search:
         states = {self.top: None, **dict.fromkeys(self._between(chosen)), chosen: None}
         states[self.bottom] = None
         points = []
-        try:
-            for state in states:
-                cost = FREE if state == self.top else self._cost(self.hot, state)
-                kept = sum(level > 0 for level in state)
-                points.append(Point(self._share(state), cost.badness, kept, state == chosen))
-        except Ended:
-            pass  # what was measured is told
+        for state in states:
+            try:
+                cost = self._cost(self.hot, state)
+            except Ended:
+                continue  # others were measured
+            kept = sum(level > 0 for level in state)
+            points.append(Point(self._share(state), cost.badness, kept, state == chosen))
         return tuple(sorted(points, key=lambda point: (point.share, -point.kept)))
 
     def _between(self, chosen: Levels) -> Iterator[Levels]:
