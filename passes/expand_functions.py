@@ -75,15 +75,20 @@ class ExpandFunctions(Pass):
         """Expand every operator of ``graph`` that has a body."""
         report = Report()
         for node in facts.nodes(*FUNCTIONS):
-            body = _body(node, facts)
-            if isinstance(body, str):
-                report.skipped[node.name] = body
-                continue
-            new = Replacement(graph, facts, node)
-            made = _written(body, [tensor for tensor in node.inputs if tensor.name], new)
-            named = [index for index, tensor in enumerate(node.outputs) if tensor.name]
-            new.finish(report, dict(zip(named, made, strict=True)))
+            expand(node, graph, facts, report)
         return report
+
+
+def expand(node: gs.Node, graph: gs.Graph, facts: Facts, report: Report) -> None:
+    """Replace a node of ``graph`` by its function, and say so in ``report``, or why not."""
+    body = _body(node, facts)
+    if isinstance(body, str):
+        report.skipped[node.name] = body
+        return
+    new = Replacement(graph, facts, node)
+    made = _written(body, [tensor for tensor in node.inputs if tensor.name], new)
+    named = [index for index, tensor in enumerate(node.outputs) if tensor.name]
+    new.finish(report, dict(zip(named, made, strict=True)))
 
 
 def _body(node: gs.Node, facts: Facts) -> gs.Graph | str:

@@ -20,6 +20,7 @@ from onnx import helper
 from onnx.defs import OpSchema
 
 from optc.passes.graph import WITH_BODIES, all_nodes, bodies_of
+from optc.passes.match import argument
 from optc.passes.opset import NEWEST
 from optc.passes.precision import DTYPES, Float
 from optc.passes.shape import Shapes
@@ -75,6 +76,20 @@ TensorRT for RTX 1.7 takes all of these; it wants the grid of a GridSample in th
 HELD_OUTPUTS = {"BatchNormalization": (1, 2), "LayerNormalization": (1, 2)}
 """Operator -> its outputs that stay in fp32: statistics."""
 
+NOT_BUILT: dict[Float, tuple[str, ...]] = {
+    "bf16": ("ConvTranspose", "GRU", "LpNormalization", "LpPool"),
+}
+"""Short type -> operators that TensorRT for RTX 1.7 builds in fp32, but not in that type.
+
+Asked of its builder for each operator of ONNX. HardSwish and Mish are not here, as their parts are
+built (`spell-out-activations`).
+"""
+
+RECURRENT = ("GRU", "LSTM", "RNN")
+
+SEQUENCE_LENGTHS = 4
+"""The input of these with which TensorRT for RTX 1.7 builds them in fp32 only."""
+
 EXACT_CASTS = frozenset(
     {"bool", "int2", "int4", "int8", "uint2", "uint4", "uint8", "float4_e2m1fn"}
     | {"float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"}
@@ -125,6 +140,10 @@ def ports(
         return NO_FLOATS
     if node.name in sizes:
         return "it computes sizes"
+    if node.op in NOT_BUILT.get(precision, ()):
+        return f"TensorRT builds no {node.op} in {DTYPES[precision].name}"
+    if node.op in RECURRENT and argument(node, SEQUENCE_LENGTHS) is not None:
+        return f"TensorRT builds a {node.op} with lengths of sequences in fp32 only"
     if node.op == "Cast" and (reason := _why_no_cast(node, dtype_of, precision)):
         return reason
     rule = _rule(node.op, opset, precision)

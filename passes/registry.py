@@ -109,7 +109,7 @@ LEGALISING: tuple[str, ...] = (
 """Built-in passes that rewrite what a target refuses into what it takes. They run on those nodes only,
 and what they make is kept where the target takes it."""
 
-LOWERING: tuple[str, ...] = ("quantise-products", "lower-floats")
+LOWERING: tuple[str, ...] = ("spell-out-activations", "quantise-products", "lower-floats")
 """Built-in passes that lower precision, in running order. They run once, on a stage that is to be
 built, and do what they are told (`optc.passes.precision`)."""
 

@@ -1,11 +1,23 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
+from builder_says import Builder
 from graphs import parsed
+from onnx import ModelProto
 
-from optc.passes.float_port import NO_FLOATS, Ports, is_movement, nodes_of_sizes, ports
+from optc.passes.float_port import (
+    NO_FLOATS,
+    NOT_BUILT,
+    RECURRENT,
+    Ports,
+    is_movement,
+    nodes_of_sizes,
+    ports,
+)
 from optc.passes.graph import all_nodes, import_model
 from optc.passes.precision import Float
 from optc.passes.shape import infer
@@ -169,3 +181,65 @@ def test_an_operator_that_is_not_of_onnx_stays() -> None:
 def test_movement_is_what_copies_or_chooses(op: str, attrs: dict[str, str], moves: bool) -> None:
     assert is_movement(gs.Node(op, "n", attrs=attrs)) == moves
     assert not is_movement(gs.Node(op, "n", attrs=attrs, domain="com.microsoft"))
+
+
+ONE: dict[Float, tuple[str, int]] = {
+    "fp32": ("float", 1),
+    "fp16": ("float16", 0x3C00),
+    "bf16": ("bfloat16", 0x3F80),
+}
+"""Precision -> its type, and 1 in it, as models are written in text."""
+
+NODES = {
+    "ConvTranspose": ({"w": [2, 2, 3, 3]}, "[1,2,4,4] => [1,2,6,6]", "ConvTranspose (x, w)"),
+    "GRU": (
+        {"w": [1, 6, 4], "r": [1, 6, 2]},
+        "[3,1,4] => [3,1,1,2]",
+        "GRU <hidden_size = 2> (x, w, r)",
+    ),
+    "LpNormalization": ({}, "[2,4] => [2,4]", "LpNormalization (x)"),
+    "LpPool": ({}, "[1,2,4,4] => [1,2,3,3]", "LpPool <kernel_shape = [2,2]> (x)"),
+    **{
+        f"{op} with lengths": (
+            {"w": [1, 2 * gates, 4], "r": [1, 2 * gates, 2]},
+            "[3,1,4] => [3,1,1,2]",
+            f"{op} <hidden_size = 2> (x, w, r, , s)",
+        )
+        for op, gates in (("GRU", 3), ("LSTM", 4), ("RNN", 1))
+    },
+}
+"""Name -> weights, shapes of input and output, and the node."""
+
+
+def model_of(name: str, precision: Float) -> ModelProto:
+    """Return the model of one node in ``precision``, its weights 1."""
+    weights, shapes, call = NODES[name]
+    kind, one = ONE[precision]
+    values = [
+        f"{kind}{shape} {weight} = {{{', '.join([str(one)] * math.prod(shape))}}}"
+        for weight, shape in weights.items()
+    ]
+    read, made = shapes.split(" => ")
+    return parsed(
+        f"""<ir_version: 10, opset_import: ["" : 22]>
+        g ({kind}{read} x) => ({kind}{made} y) <{", ".join([*values, "int32[1] s = {2}"])}>
+        {{ [n] y = {call} }}"""
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        *((op, precision) for precision in NOT_BUILT for op in NOT_BUILT[precision]),
+        *((f"{op} with lengths", precision) for op in RECURRENT for precision in ("fp16", "bf16")),
+    ],
+)
+def test_the_builder_takes_in_fp32_only_what_is_left_in_it(
+    tensorrt: Builder, name: str, precision: Float
+) -> None:
+    assert tensorrt.refusal(model_of(name, "fp32"), compute_capability="8.9") == ""
+    assert tensorrt.refusal(model_of(name, precision), compute_capability="8.9") != ""
+    [node] = import_model(model_of(name, "fp32")).nodes
+    found = ports(node, lambda tensor: np.dtype(tensor.dtype), precision)
+    assert isinstance(found, str)
+    assert found.startswith("TensorRT builds")
