@@ -19,7 +19,8 @@ Where it does not, it takes the model all the same, dequantises the operands whi
 too, and multiplies floats: the numbers are rounded for nothing. On 7.5 the floats around a Gemm or
 MatMul must be fp16. Below 8.9 the builder refuses fp8 by name. A Conv in fp8 has kernels of at most 32
 taps. Attention (product, Softmax, product) is one kernel in floats, and in fp8 where its lengths are
-static. Else it is taken apart, its scores written to memory: it stays in floats. A Conv in groups is widened with zeros to four channels a group, a depthwise one to many times its
+static and both its products are in fp8. Else it is taken apart, its scores written to memory: it stays
+in floats. A Conv in groups is widened with zeros to four channels a group, a depthwise one to many times its
 size: it stays in floats.
 """
 
@@ -180,9 +181,11 @@ def _of_matrices(
     ):
         return "it scales what it adds"
     if not any(constant):
-        if precision == "int8" and _is_attention(node):
+        if precision is None or softmax_of(node) is None:
+            return Operands((0, 1))
+        if precision == "int8":
             return "TensorRT has one kernel for attention of floats, and none for int8"
-        if precision == "fp8" and _is_attention(node) and not _is_static(node):
+        if not _is_static(node):
             return "TensorRT has one kernel for attention of any length of floats, and none for fp8"
         return Operands((0, 1))
     weights = constant.index(True)
@@ -193,12 +196,17 @@ def _of_matrices(
     return Operands((1 - weights,), weights, rank - 1 if last else rank - 2)
 
 
-def _is_attention(node: gs.Node) -> bool:
-    """Whether a Softmax reads what ``node`` gives, or gives what it reads, but for simple steps."""
+def softmax_of(node: gs.Node) -> gs.Node | None:
+    """Return the Softmax of the attention that the product ``node`` is part of, or None.
+
+    It reads what the product of queries and keys gives, and gives what that with the values reads, but
+    for simple steps between.
+    """
     tensor = node.outputs[0]
     for _ in range(MOST_STEPS):
-        if any(reader.op == "Softmax" for reader in tensor.outputs):
-            return True
+        for reader in tensor.outputs:
+            if reader.op == "Softmax":
+                return reader
         if len(tensor.outputs) != 1 or tensor.outputs[0].op not in STEPS:
             break
         tensor = tensor.outputs[0].outputs[0]
@@ -209,8 +217,8 @@ def _is_attention(node: gs.Node) -> bool:
                 break
             maker = made_by(maker.inputs[0], "Softmax", *STEPS)
         if maker is not None and maker.op == "Softmax":
-            return True
-    return False
+            return maker
+    return None
 
 
 def _is_static(node: gs.Node) -> bool:

@@ -36,9 +36,9 @@ of a residual Add is quantised. What that gives was read in the layers that the 
 RTX 1.7.1 lists:
 - Directly before the product, behind whatever moves values. The builder takes Q from there backwards
   through Relu, Concat, Reshape, Transpose, Slice, Resize (nearest) and, in int8 between fp16 or fp32,
-  MaxPool; the values are in 8 bits from the kernel that makes them. DQ in front of a MaxPool or Resize
-  is not taken forwards (fp8; int8 between bf16): the product then multiplies floats. So is it behind an
-  AveragePool. Several inputs of a Concat with scales of their own do not become one in 8 bits.
+  MaxPool; the values are in 8 bits from the kernel that makes them. DQ in front of a Resize or an
+  AveragePool is not taken forwards, nor of a MaxPool in fp8 or between bf16: the product then
+  multiplies floats. Several inputs of a Concat with scales of their own do not become one in 8 bits.
 - One pair for each tensor, whoever reads it. A pair each gives the same engine.
 - A residual Add reads the DQ of a tensor that products read quantised, and nobody else wants as
   floats: the kernel that makes it then writes 8 bits only. The other operand comes from the product,
@@ -50,7 +50,7 @@ RTX 1.7.1 lists:
   integers as fp16, which ends at 65504; with one scale it multiplies by that in fp32 first. So there
   the scales of the columns (rows of weights on the left) are multiplied by afterwards. It is the kernel
   that the builder has anyway.
-- Attention is quantised to fp8 with all its operands, or not at all: see `optc.passes.quantisation`.
+- Both products of an attention are quantised, to fp8, or none: see `optc.passes.quantisation`.
 - The scales are float32 also between fp16: DequantizeLinear says of itself what it gives (opset 23),
   and Q then divides in float32. In fp16 the inverse of a small scale is infinite.
 
@@ -84,6 +84,7 @@ from optc.passes.quantisation import (
     quantisable,
     quantised,
     scale_of,
+    softmax_of,
     weight_scales,
 )
 
@@ -141,7 +142,20 @@ def _chosen(facts: Facts, lowering: Lowering, report: Report) -> list[_Product]:
             report.skipped[name] = operands or f"{node.op} is no product that is quantised"
         else:
             found.append(_Product(node, precision, operands))
-    return found
+    return _with_whole_attentions(found, report)
+
+
+def _with_whole_attentions(products: list[_Product], report: Report) -> list[_Product]:
+    """Return ``products`` but for those in an attention whose other product is not among them."""
+    products_of: dict[int, list[_Product]] = {}  # id of a Softmax -> products of two activations
+    for product in products:
+        softmax = softmax_of(product.node) if product.operands.weights is None else None
+        if softmax is not None:
+            products_of.setdefault(id(softmax), []).append(product)
+    halves = {each.node.name for found in products_of.values() if len(found) == 1 for each in found}
+    for name in halves:
+        report.skipped[name] = "the other product of its attention is not quantised"
+    return [product for product in products if product.node.name not in halves]
 
 
 def _told(facts: Facts, lowering: Lowering) -> list[tuple[str, gs.Node]]:

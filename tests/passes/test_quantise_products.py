@@ -361,6 +361,23 @@ def test_a_product_that_is_quantised_already_is_left_silently() -> None:
     assert not second.skipped
 
 
+def test_half_an_attention_is_not_quantised() -> None:
+    source = """
+        g (float[1,4,8] q, float[1,8,4] k, float[1,4,8] v) => (float[1,4,8] y)
+        {
+            [scores] s = MatMul (q, k)
+            [soft]   p = Softmax (s)
+            [values] y = MatMul (p, v)
+        }"""
+    for kept, left in (("scores", "values"), ("values", "scores")):
+        _, after, report = quantise(source, precision="fp8", nodes={kept: "fp16"})
+        assert ops(after) == ["MatMul", "Softmax", "MatMul"]
+        assert report.skipped == {left: "the other product of its attention is not quantised"}
+    _, after, report = quantise(source, precision="fp8")
+    assert ops(after).count("QuantizeLinear") == 4
+    assert not report.skipped
+
+
 def test_what_was_not_told_is_left() -> None:
     _, after, report = quantise(CONV, nodes={"conv": "fp16"})
     assert ops(after) == ["Conv"]
