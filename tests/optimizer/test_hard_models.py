@@ -6,7 +6,7 @@ is lowered as it was found, and the lowered model itself meets what was asked fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -428,3 +428,45 @@ def test_a_deep_model_with_few_hard_places(hard: dict[int, str], precision: Floa
     }
     found = assert_keeps(model, breaking)
     assert found.runs <= 60
+
+
+def test_what_int8_breaks_falls_back_to_fp16_and_then_to_fp32() -> None:
+    """A channel of large numbers takes all steps of int8 from the others, another overflows fp16."""
+    text = """
+    g (float[1,8,16,16] x) => (float[1,8,16,16] y)
+    {
+        [plain1] a = Conv <pads = [1,1,1,1]> (x, w0)
+        [relu1] b = Relu (a)
+        [plain2] c = Conv <pads = [1,1,1,1]> (b, w1)
+        [outlier] d = Mul (c, outlier)
+        [coarse] e = Conv (d, w2)
+        [relu2] f = Relu (e)
+        [overflow] h = Conv <pads = [1,1,1,1]> (f, w3)
+        [scale] i = Mul (h, scale)
+        [plain3] y = Conv <pads = [1,1,1,1]> (i, w4)
+    }"""
+    weights = {f"w{n}": normal(8, 8, 3, 3, seed=n) / 8 for n in (0, 1, 3, 4)}
+    outlier, scale = np.ones((8, 1, 1)), np.full((8, 1, 1), 1e-5)
+    outlier[3] = 3000
+    weights["w2"] = normal(8, 8, 1, 1, seed=2)
+    weights["w2"][:, 3] /= 3000
+    weights["w3"] *= 1e5 / 4
+    model = model_of(text, **weights, outlier=outlier, scale=scale)
+    feeds = {"x": normal(1, 8, 16, 16, seed=9)}
+    hard = Hard(model, feeds)
+    amax: dict[str, float] = {}
+    names = [t.name for node in hard.graph.nodes for t in node.inputs]
+    hard.simulator.tensors(feeds, names, lambda n, a: amax.update({n: float(np.abs(a).max())}))
+    candidates = [
+        replace(each, levels=("int8", *each.levels)) if each.op == "Conv" else each
+        for each in hard.candidates
+    ]
+    simulator = Simulator(hard.graph, infer(hard.graph), floats="fp16", amax=amax)
+    criteria = Criteria.of(None, "int8", [Output("y")])
+    problem = Problem(simulator, [Sample("x", lambda: feeds)], criteria, candidates)
+    found = search(problem, SearchLimits())
+    kept = {each.node: each.precision for each in found.kept}
+    assert kept == {"coarse": "fp16", "overflow": "fp32", "scale": "fp32"}
+    assert {found.nodes[name] for name in ("plain1", "plain2", "plain3")} == {"int8"}
+    assert found.met
+    assert found.complete
