@@ -17,9 +17,23 @@ larger is clipped. Which amax is best is the question; four answers are to be ha
 ``mse``         the threshold of the least mean squared error, rounding and clipping together.
 
 The levels are those of the type: 127 equal steps for int8; for fp8 (e4m3) its 126 positive numbers,
-which lie the closer the smaller they are. There the relative precision hardly depends on the range:
-``minmax`` is as good as any, and ``mse`` is near it; ``entropy`` looks at the shape of the
-distribution, in which the wide steps near the top of fp8 count much, and clips more than pays.
+which lie the closer the smaller they are, so that the range matters little there.
+
+What it comes to: the signal-to-noise ratio of the outputs in dB, all products quantised, on photos that
+were not calibrated with, of three networks with trained weights (a detector, YOLOv8n; a classifier of
+how a page is turned; a recogniser of text with attention, in int8 only):
+
+==========  ======================  ======================
+            int8                    fp8
+==========  ======================  ======================
+minmax      29.3    25.6    17.6    26.6    17.3
+percentile  31.0    23.4    23.8    26.5    17.0
+entropy     31.1    17.6    10.7    26.8    15.2
+mse         31.6    24.0    23.3    26.8    19.1
+==========  ======================  ======================
+
+``entropy`` looks at how often values occur and not at how large they are: it clips few but large
+values readily, which HardSwish, pooling and attention do not forgive.
 """
 
 from __future__ import annotations
@@ -133,8 +147,8 @@ def range_of(
     precision: EightBits = "int8",
 ) -> float:
     """Return the amax that ``method`` finds for values of these magnitudes."""
-    if not magnitudes.largest:
-        return 0.0
+    if magnitudes.largest < np.finfo(np.float32).tiny:
+        method = "minmax"  # below it the bins are not as narrow as the values are small
     match method:
         case "minmax":
             found = magnitudes.largest

@@ -176,6 +176,14 @@ def test_a_constant_tensor_has_its_value_and_one_of_zeros_has_zero(
     assert amax_of(np.zeros(100, np.float32), method, precision) == 0
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("size", [1e-45, 1e-42, 1e-39, 2e-38, 3e38])
+def test_ranges_at_the_ends_of_float32(method: Method, size: float) -> None:
+    array = (np.random.default_rng(0).uniform(-1, 1, 999) * size).astype(np.float32)
+    largest = np.abs(array).max()
+    assert largest * np.float32(0.9) <= np.float32(amax_of(array, method)) <= largest
+
+
 def test_where_the_percentile_is_zero_the_largest_counts() -> None:
     array = np.zeros(100_000, np.float32)
     array[7] = 5
