@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from optc.optimizer import precision_measure as measure
 from optc.optimizer.cache_folder import cache_folder
 from optc.optimizer.capability import check_targets
 from optc.optimizer.criteria import Criteria
-from optc.optimizer.made_up import Bound, bytes_needed, made_up
+from optc.optimizer.made_up import At, Bound, bytes_needed, made_up, sizes
 from optc.optimizer.oracle import Oracle
 from optc.optimizer.partition import Off, Plan
 from optc.optimizer.precision import Judge, Kept, Wanted, wanted
@@ -265,10 +265,9 @@ class Chooser:
     # --- what it is searched on ------------------------------------------------------------------
 
     def _samples(self) -> list[measure.Sample]:
-        """Return what to search on: data to verify with, else to calibrate with, and made-up input.
+        """Return what to search on: data to verify with, else to calibrate with, else made-up input.
 
-        With int8 and fp8 input is made up only where there is nothing else: what is quantised with
-        the ranges of real input says nothing of noise.
+        Input is made up only where there is nothing else: noise says little of what real input needs.
         """
         checked = self._prepared.checked
         verify, precision = checked.spec.verify, checked.spec.precision
@@ -290,10 +289,7 @@ class Chooser:
                     severity="note",
                 )
             )
-        chosen = _evenly(data, precision.search.max_samples)
-        if not (quantised and chosen) and (made_up := self._made_up()):
-            chosen.insert(0, made_up)
-        return chosen
+        return _evenly(data, precision.search.max_samples) or list(self._made_up())
 
     @cached_property
     def _calibration(self) -> list[Sample]:
@@ -318,15 +314,21 @@ class Chooser:
         self._digests += [sample.digest for sample in found]
         return found
 
-    def _made_up(self) -> measure.Sample | None:
-        """Return made-up input of the best shapes of the first profile, as verification has it."""
+    def _made_up(self) -> Iterator[measure.Sample]:
+        """Yield made-up input of the shapes that verification has, each once."""
         inputs = self._prepared.checked.inputs
-        profile = self._prepared.profiles[0]
         if not all(tensor.dtype for tensor in inputs.values()):
-            return None  # a sequence or a map
-        if bytes_needed(inputs, profile, "opt") > Bound.here().bytes:
-            return None
-        return measure.Sample("made-up input, opt", lambda: made_up(inputs, profile, "opt"))
+            return  # a sequence or a map
+        seen = set()
+        levels: tuple[At, ...] = ("opt", "min", "max")
+        for index, profile in enumerate(self._prepared.profiles):
+            for at in levels:
+                shapes = tuple(sizes(given.shape, profile, at) for given in inputs.values())
+                if shapes in seen or bytes_needed(inputs, profile, at) > Bound.here().bytes:
+                    continue
+                seen.add(shapes)
+                name = f"made-up input, profile {index + 1}, {at}"
+                yield measure.Sample(name, partial(made_up, inputs, profile, at))
 
     def _journal(self, problem: Problem) -> measure.Journal:
         """Return the journal of this search: of this model, data, and demands."""

@@ -38,6 +38,7 @@ METRICS = {
 WORDS = {
     "met": "met",
     "within noise": "within the noise of the original",
+    "not asked": "off, not asked on noise",
     "not met": "NOT MET",
 }
 
@@ -194,11 +195,15 @@ def _verdict(verification: Verification) -> str:
     findings = verification.findings
     bad = sum(finding.verdict == "not met" for finding in findings)
     noisy = sum(finding.verdict == "within noise" for finding in findings)
-    text = f"{len(findings) - bad - noisy} of {len(findings)} outputs {verification.criteria}"
+    noise_only = sum(finding.verdict == "not asked" for finding in findings)
+    met = len(findings) - bad - noisy - noise_only
+    text = f"{met} of {len(findings)} outputs {verification.criteria}"
     if any(finding.of_boxes for finding in findings):
         text += ", or matched as boxes"
     if noisy:
         text += f", {noisy} within {FACTOR} times the noise of the original"
+    if noise_only:
+        text += f", {noise_only} not on made-up input, of which it is not asked"
     if bad:
         text += f", {bad} NOT"
     if verification.not_compared:
