@@ -334,7 +334,7 @@ class _Work:
         if bias is not None:
             beta = node.attrs.pop("beta", 1.0)
             if beta != 1.0:
-                value = np.asarray(bias.values) * np.float32(beta)
+                value = np.asarray(np.asarray(bias.values) * np.float32(beta))
                 bias = gs.Constant(self.facts.fresh_name(f"{node.name}_bias"), value)
             scaled = self._add("Add", f"{node.name}_add", node, scaled, bias)
         [last] = scaled.inputs
