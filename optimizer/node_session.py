@@ -91,17 +91,16 @@ class NodeSessions:
 
     Args:
         graph: Its operator versions are meant.
+
+    Attributes:
+        made: How many sessions were made.
     """
 
     def __init__(self, graph: gs.Graph) -> None:
         self._domains = graph.import_domains or [helper.make_opsetid("", graph.opset)]
         self._ir_version = max(IR_VERSION, helper.find_min_ir_version_for(self._domains, True))
-        self._known: dict[tuple[bytes, int], NodeSession] = {}
-
-    @property
-    def made(self) -> int:
-        """How many there are."""
-        return len(self._known)
+        self._known: dict[tuple[bytes, bool], NodeSession] = {}
+        self.made = 0
 
     def of_node(self, node: gs.Node, given: Sequence[ort.OrtValue]) -> NodeSession:
         """Return the session that computes ``node``, which has no bodies.
@@ -115,9 +114,11 @@ class NodeSessions:
         alone = Node(node.op, "node", node.attrs, read, made, node.domain)
         names = [tensor.name for tensor in read if tensor.name]
         outputs = [tensor.name for tensor in made if tensor.name]
-        return self.of_model(
-            self.model(alone, dict(zip(names, given, strict=True)), outputs), given
-        )
+        model = self.model(alone, dict(zip(names, given, strict=True)), outputs)
+        key = (model.SerializeToString(deterministic=True), _is_large(given))
+        if key not in self._known:
+            self._known[key] = self.of_model(model, given)
+        return self._known[key]
 
     def model(
         self, node: gs.Node, inputs: Mapping[str, ort.OrtValue], outputs: Sequence[str]
@@ -132,14 +133,14 @@ class NodeSessions:
         return model
 
     def of_model(self, model: ModelProto, given: Sequence[ort.OrtValue]) -> NodeSession:
-        """Return the session of ``model``, which is to be run on values like ``given``."""
-        threads = _threads() if max(map(bytes_of, given), default=0) >= THREADED_BYTES else 1
-        key = (model.SerializeToString(deterministic=True), threads)
-        if key not in self._known:
-            if short_floats(model):
-                model = simulated(model)
-            self._known[key] = NodeSession(model, threads=threads)
-        return self._known[key]
+        """Return a new session for ``model``, which is to be run on values like ``given``."""
+        threads = _threads() if _is_large(given) else 1
+        self.made += 1
+        return NodeSession(simulated(model) if short_floats(model) else model, threads=threads)
+
+
+def _is_large(given: Sequence[ort.OrtValue]) -> bool:
+    return max(map(bytes_of, given), default=0) >= THREADED_BYTES
 
 
 @cache

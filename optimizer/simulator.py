@@ -66,6 +66,9 @@ MOST_KEPT = 2 << 30
 COMPARED_BYTES = 1 << 16
 """Results up to this size are compared with the reference's: sizes and indices mostly stay."""
 
+MOST_WITH_BODIES = 64
+"""Sessions of control-flow nodes that are held: there is one for each choice of what is rounded."""
+
 
 def spare_bytes() -> int:
     """Return the memory that may be used to save time: a quarter of what there is."""
@@ -166,7 +169,7 @@ class Simulator:
         self._roundings = Roundings(graph, shapes)
         self._sessions = NodeSessions(graph)
         self._session_of: dict[int, NodeSession] = {}
-        self._session_with_bodies: dict[tuple[int, frozenset[Any]], NodeSession] = {}
+        self._with_bodies: dict[tuple[int, frozenset[Any]], NodeSession] = {}
         self._operands: dict[tuple[int, EightBits], Operands | None] = {}
         self._constants = _Constants()
         weakref.finalize(self, give_back_memory).atexit = False
@@ -484,17 +487,21 @@ class _Run:
         """Return the results of a control-flow node: one session for each choice of precisions."""
         simulator, step = self.simulator, self.simulator._steps[index]
         given = {name: self.value(name) for name in step.reads}
-        sessions = simulator._session_with_bodies
         roundings = self.roundings.get(index, {})
         key = (index, frozenset(roundings.items()))
-        if key not in sessions:
+        sessions = simulator._with_bodies
+        session = sessions.pop(key, None)
+        if session is None:
             with _quoted(step.node, "cannot-simulate"):
                 model = simulator._sessions.model(step.node, given, step.makes)
                 if roundings:
                     model = rounded_in_bodies(model, roundings)
-                sessions[key] = simulator._sessions.of_model(model, list(given.values()))
+                session = simulator._sessions.of_model(model, list(given.values()))
+        sessions[key] = session
+        if len(sessions) > MOST_WITH_BODIES:
+            del sessions[next(iter(sessions))]
         with _quoted(step.node, "simulation-failed"):
-            return sessions[key].run(list(given.values()))
+            return session.run(list(given.values()))
 
     def call(self, index: int, given: list[ort.OrtValue]) -> list[ort.OrtValue]:
         node = self.simulator._steps[index].node
