@@ -162,16 +162,30 @@ def number(value: Any) -> object:
     return str(value)
 
 
+LEAST_SCORE = 0.01
+"""The least scale of an array of scores. Where a detector finds nothing its scores are a millionth, and
+nothing is not to be found to many digits."""
+
+
 def scale_of(array: Array) -> float:
-    """Return the largest finite magnitude in ``array``; 1 where there is none, or only zeros."""
-    largest = 0.0
+    """Return the largest finite magnitude in ``array``; 1 where there is none, or only zeros.
+
+    Of values that all lie in [0, 1] at least `LEAST_SCORE`: they may be scores.
+    """
+    largest, are_scores = 0.0, array.dtype.kind != "c"
     for _, (piece,) in _pieces(array):
         size = np.abs(piece)
         most = float(size.max(initial=0.0))
         if not math.isfinite(most):
             most = float(size[np.isfinite(size)].max(initial=0.0))
         largest = max(largest, most)
-    return largest or 1.0
+        are_scores = are_scores and most <= 1 and bool((piece >= 0).all())
+    return least_scale(largest, are_scores=are_scores)
+
+
+def least_scale(largest: float, *, are_scores: bool) -> float:
+    """Return the scale of an array whose largest magnitude is ``largest``."""
+    return max(largest, LEAST_SCORE) if largest and are_scores else largest or 1.0
 
 
 def compare(expected: Array, found: Array, tolerance: Tolerance) -> Difference:

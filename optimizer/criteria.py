@@ -32,7 +32,16 @@ import numpy as np
 import numpy.typing as npt
 
 from optc.optimizer import detection
-from optc.optimizer.compare import Tolerance, allowed, errors, is_inexact, is_text, wide
+from optc.optimizer.compare import (
+    LEAST_SCORE,
+    Tolerance,
+    allowed,
+    errors,
+    is_inexact,
+    is_text,
+    least_scale,
+    wide,
+)
 from optc.optimizer.detection import BoxSet
 from optc.optimizer.judgement import Judgement, badness_of_excess, badness_of_misses
 from optc.specs.compile_spec import Demands, Detections, Exactness, PrecisionName, TopK, Verify
@@ -542,6 +551,7 @@ class _Figures:
     other: float = 0.0
     product: float = 0.0
     elements: int = 0
+    are_scores: bool = True
 
     @classmethod
     def of(
@@ -568,6 +578,9 @@ class _Figures:
             most = float(error.max(initial=0.0))
         self.max_abs = max(self.max_abs, most)
         self.largest = max(self.largest, float(size.max(initial=0.0)))
+        self.are_scores = (
+            self.are_scores and want.dtype.kind != "c" and bool(((want >= 0) & (want <= 1)).all())
+        )
         if tolerance is not None and most:
             with np.errstate(divide="ignore", invalid="ignore"):
                 used = np.where(error == 0, 0.0, error / allowed(want, tolerance))
@@ -580,15 +593,18 @@ class _Figures:
 
     @property
     def scale(self) -> float:
-        """The largest magnitude expected; 1 where all is 0, which has no scale."""
-        return self.largest or 1.0
+        """The largest magnitude expected: see `optc.optimizer.compare.scale_of`."""
+        return least_scale(self.largest, are_scores=self.are_scores)
 
     @property
     def sqnr_db(self) -> float:
-        """Signal to noise; a signal of nothing but zeros counts as ones."""
+        """Signal to noise; a signal of nothing but zeros counts as ones, scores as one at least."""
         if not self.noise:
             return math.inf
-        return 10 * math.log10((self.signal or self.elements) / self.noise)
+        signal = self.signal or self.elements
+        if self.signal and self.are_scores:
+            signal = max(signal, LEAST_SCORE**2)
+        return 10 * math.log10(signal / self.noise)
 
     @property
     def cosine(self) -> float:

@@ -24,6 +24,7 @@ LIBRARIES: Final = (
     "onnx-graphsurgeon",
     "onnxruntime",
     "onnxsim",
+    "pillow",
     "tensorrt-rtx-cu13",
     "tensorrt",
     "cuda-python",

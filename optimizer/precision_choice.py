@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy.typing as npt
@@ -135,7 +135,14 @@ class Chooser:
             return {}
         self._progress.step("calibrating")
         asked = spec.calibration
-        simulator = Simulator(graph, self._prepared.shapes, floats=self.wanted.floats)
+
+        def run(feeds: Mapping[str, Array], names: Collection[str], see: See) -> object:
+            return simulator().tensors(feeds, names, see)
+
+        @cache
+        def simulator() -> Simulator:  # made only where something is to be run
+            return Simulator(graph, self._prepared.shapes, floats=self.wanted.floats)
+
         tensors = {
             node.inputs[index].name: None
             for node in graph.nodes
@@ -152,7 +159,7 @@ class Chooser:
             ),
             self._calibration,
             tensors,
-            simulator.tensors,
+            run,
             file=checked.path.parent / asked.cache if asked.cache else None,
             progress=self._progress,
         )

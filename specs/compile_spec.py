@@ -465,7 +465,7 @@ class Calibration(Part):
         default=None, description="How images become input; needed where `data` names images."
     )
     method: Literal["minmax", "percentile", "entropy", "mse"] = Field(
-        default="entropy",
+        default="mse",
         description="How the range of a tensor follows from its values: the largest magnitude; the "
         "one that `percentile` of them stay below; the one that keeps their distribution best "
         "(least Kullback-Leibler divergence); the one of the least mean squared error.",

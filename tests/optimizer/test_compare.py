@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from optc.optimizer import compare as module
-from optc.optimizer.compare import Difference, Tolerance, compare
+from optc.optimizer.compare import LEAST_SCORE, Difference, Tolerance, compare, scale_of
 
 EXACT = Tolerance(0, 0)
 NAN, INF = np.nan, np.inf
@@ -187,3 +187,10 @@ def test_it_agrees_with_numpy(
     difference: Difference = compare(expected, found, Tolerance(atol, rtol))
     assert difference.outside == int((~close).sum())
     json.dumps(difference.as_json(), allow_nan=False)
+
+
+def test_scores_of_nothing_have_a_scale_all_the_same() -> None:
+    assert scale_of(np.array([2e-5, 0.0], np.float32)) == LEAST_SCORE
+    assert scale_of(np.array([0.3, 0.0], np.float32)) == pytest.approx(0.3)
+    assert scale_of(np.array([2e-5, -2e-5])) == 2e-5
+    assert scale_of(np.zeros(3)) == 1.0
