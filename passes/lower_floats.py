@@ -202,6 +202,7 @@ class _Candidate:
 
     Attributes:
         node: The node.
+        graph: The graph, main or body, that it is in.
         ports: What of it takes the type there.
         is_fixed: It can be on no other side.
         follows: It was not asked for, and takes the type only where all that it reads has it.
@@ -209,6 +210,7 @@ class _Candidate:
     """
 
     node: gs.Node
+    graph: gs.Graph
     ports: Ports
     is_fixed: bool = False
     follows: bool = False
@@ -288,35 +290,43 @@ class _Change:
 
     def raise_opset(self) -> None:
         """Raise the model to where all that was asked for has a version in the short type, if it can."""
-        now = self.facts.opset
-        wanted: set[int] = set()
+        wanted: dict[Hashable, int] = {}  # what decides it of a node -> the version
         for node in all_nodes(self.graph):
-            if node.name in self.asked and not node.domain:
-                best = self.ports_of(node, NEWEST)
-                for version in (now, *changes(node.op, now, NEWEST)):
-                    if self.ports_of(node, version) == best:
-                        wanted.add(version)
-                        break
-        for version in sorted(wanted, reverse=True):
+            if node.name in self.asked and not node.domain and node.name not in self.sizes:
+                types = (
+                    self.dtype_of(t) if t.name else t.name for t in (*node.inputs, *node.outputs)
+                )
+                alike = (node.op, len(node.inputs), node.attrs.get("to"), *types)
+                if alike not in wanted:
+                    wanted[alike] = self.wanted_opset(node)
+        for version in sorted({*wanted.values()}, reverse=True):
             if self.facts.reach_opset(version):
                 return
 
+    def wanted_opset(self, node: gs.Node) -> int:
+        """Return the lowest version in which all of ``node`` can have the short type that ever can."""
+        now = self.facts.opset
+        best = self.ports_of(node, NEWEST)
+        versions = (now, *changes(node.op, now, NEWEST))
+        return next((v for v in versions if self.ports_of(node, v) == best), now)
+
     def find_candidates(self) -> Iterator[_Candidate]:
-        for node in all_nodes(self.graph):
-            found = self.ports_of(node, self.facts.opset)
-            asked = node.name in self.asked
-            if isinstance(found, str):
-                if asked and found != NO_FLOATS:
-                    self.report.skipped[node.name] = found
-            elif self.converts(node):
-                yield _Candidate(node, found, is_fixed=True, converts=True)
-            elif asked:
-                if reason := self.why_not_its_constants(node, found):
-                    self.report.skipped[node.name] = reason
-                else:
-                    yield _Candidate(node, found, is_fixed=is_product(node))
-            elif is_movement(node) and all(map(self.has_all, _constants(node, found))):
-                yield _Candidate(node, found, follows=True)
+        for part in (self.graph, *all_bodies(self.graph)):
+            for node in part.nodes:
+                found = self.ports_of(node, self.facts.opset)
+                asked = node.name in self.asked
+                if isinstance(found, str):
+                    if asked and found != NO_FLOATS:
+                        self.report.skipped[node.name] = found
+                elif self.converts(node):
+                    yield _Candidate(node, part, found, is_fixed=True, converts=True)
+                elif asked:
+                    if reason := self.why_not_its_constants(node, found):
+                        self.report.skipped[node.name] = reason
+                    else:
+                        yield _Candidate(node, part, found, is_fixed=is_product(node))
+                elif is_movement(node) and all(map(self.has_all, _constants(node, found))):
+                    yield _Candidate(node, part, found, follows=True)
 
     def converts(self, node: gs.Node) -> bool:
         """Whether ``node`` is a Cast from fp32 to the short type or back."""
@@ -401,20 +411,15 @@ class _Change:
             maker = _side(flow.maker)
             readers = {_side(reader) for reader, _ in flow.readers}
             readers |= {FULL} if flow.stays else set()
-            if maker != FULL:
-                if FULL not in readers:
-                    add(maker, ("up", flow), 1)
-                    for reader in readers - {LOW}:
-                        add(("up", flow), reader, ENDLESS)
-                elif maker != LOW:
-                    add(maker, FULL, 1)
-            if maker != LOW:
-                if LOW not in readers:
-                    add(("down", flow), maker, 1)
-                    for reader in readers - {FULL}:
-                        add(reader, ("down", flow), ENDLESS)
-                elif maker != FULL:
-                    add(LOW, maker, 1)
+            for here, there in ((LOW, FULL), (FULL, LOW)):  # one Cast, whoever reads it there
+                across = {there} if there in readers else readers - {here}
+                if not across or maker == there or {maker, *across} == {LOW, FULL}:
+                    continue
+                middle = (here, flow) if len(across) > 1 else next(iter(across))
+                steps = [(maker, middle, 1)]
+                steps += [(middle, reader, ENDLESS) for reader in across - {middle}]
+                for start, end, cost in steps:
+                    add(start, end, cost) if here == LOW else add(end, start, cost)
         return self.low_sides(free, edges)
 
     def low_sides(
@@ -469,8 +474,7 @@ class _Change:
 
     def cast_down(self, flow: _Flow, readers: list[_Candidate]) -> gs.Tensor:
         """Return what is in fp32 in the short type; by a Cast that is there already, if there is one."""
-        there = {id(node) for node in flow.graph.nodes}
-        casts = [r.node for r in readers if r.converts and id(r.node) in there]
+        casts = [r.node for r in readers if r.converts and r.graph is flow.graph]
         casts.sort(key=lambda cast: not self.facts.is_kept(cast.outputs[0]))
         if casts:
             return casts[0].outputs[0]
