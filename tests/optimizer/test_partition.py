@@ -23,6 +23,7 @@ from optc.optimizer.partition import (
 from optc.passes.flops import flops
 from optc.passes.graph import import_model
 from optc.passes.legalising import Recipe
+from optc.passes.precision import NodePrecision
 from optc.passes.shape import annotate, infer
 from optc.passes.split import Stage
 from optc.specs.compile_spec import Range, Target
@@ -45,6 +46,7 @@ def decided(
     builds: Callable[[Stage], bool],
     blamed: Callable[[Stage], Sequence[str]],
     legalise: Legalise | None = None,
+    lowered: Mapping[str, NodePrecision] | None = None,
 ) -> Plan:
     def build(stages: Sequence[tuple[Stage, Target]]) -> list[BuildResult]:
         failure = BuildFailure("builder", "it does not build")
@@ -54,6 +56,7 @@ def decided(
         return {name: Refused("builder", failure.text) for name in blamed(stage)}
 
     plans = begin([TARGET], {"t": {}}, question, legalise or nothing)
+    plans[0].lowered = dict(lowered or {})
     settle(question, plans, build, blame, legalise or nothing)
     return plans[0]
 
@@ -162,3 +165,16 @@ def test_what_can_be_rewritten_stays_until_it_is_refused_as_rewritten() -> None:
     plan = decided(question, lambda s: not s.recipes, lambda s: ["two"], legalise)
     assert [s.runtime for s in plan.stages] == ["tensorrt", "onnxruntime", "tensorrt"]
     assert plan.off["two"].text == "it does not build (as rewritten by spell-out)"
+
+
+def test_what_is_refused_as_lowered_is_raised_before_it_goes_off() -> None:
+    question = question_of(CHAIN, n=Range(min=1, opt=2, max=4))
+    low: dict[str, NodePrecision] = {"one": "fp16", "two": "fp16", "three": "fp16"}
+    plan = decided(question, lambda s: "two" not in dict(s.lowered), lambda s: ["two"], lowered=low)
+    assert [(s.runtime, dict(s.lowered)) for s in plan.stages] == [
+        ("tensorrt", {"one": "fp16", "three": "fp16"})
+    ]
+    assert plan.raised == {"two": Refused("builder", "it does not build")}
+    plan = decided(question, lambda s: "two" not in s.nodes, lambda s: ["two"], lowered=low)
+    assert [s.runtime for s in plan.stages] == ["tensorrt", "onnxruntime", "tensorrt"]
+    assert plan.off.keys() == {"two"}
