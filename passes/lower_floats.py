@@ -1,18 +1,18 @@
-"""Let nodes compute in float16 or bfloat16, with as few Casts as can be.
+r"""Let nodes compute in float16 or bfloat16, with as few Casts as can be.
 
-    before                      after, the Conv and the Add asked for in fp16
+    before                      after, all but the Softmax asked for in fp16
 
     x                           x
-    |   W   b                   |
-    |   |   |                 Cast   W   b     (fp16, cast once)
-     \\  |  /                     \\   |   /
+    |                           |
+    |   w   b                  Cast  w   b     (in fp16: converted once)
+     \  |  /                     \   |   /
       Conv                        Conv
         |                           |
-      Relu   c                    Relu   c     (moves: goes with what it reads)
-         \\  /                        \\  /
+      Relu   c                    Relu   c
+         \  /                        \  /
          Add                         Add
           |                           |
-       Softmax                      Cast
+       Softmax                       Cast
           |                           |
           y                        Softmax
                                       |

@@ -11,7 +11,10 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 from builder_says import Builder
+from generated import models
 from graphs import assert_same_numbers, parsed, text
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from onnx import ModelProto
 
 from optc.passes.graph import all_nodes, export_model, import_model
@@ -347,6 +350,29 @@ def test_a_long_chain_with_many_branches_is_done_at_once() -> None:
     asked = [node.name for node in graph.nodes if node.op not in ("Sqrt", "Exp")]
     _, after, _ = lowered(model, asked)
     assert casts(after) < 6000
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(
+    model=models(),
+    share=st.sampled_from([0.3, 0.7, 1.0]),
+    precision=st.sampled_from(["fp16", "bf16"]),
+    forced=st.booleans(),
+)
+def test_whatever_is_asked_for_the_model_is_valid(
+    model: ModelProto, share: float, precision: Float, forced: bool
+) -> None:
+    rng = random.Random(0)
+    names = [node.name for node in all_nodes(import_model(model)) if rng.random() < share]
+    with pytest.MonkeyPatch.context() as patch:
+        if forced:  # each node on the side that it was asked to be on, not only products
+            patch.setattr("optc.passes.lower_floats.is_product", lambda node: True)
+        lowered(model, names, precision)
 
 
 # --- bodies --------------------------------------------------------------------------------------
