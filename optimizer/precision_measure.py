@@ -12,12 +12,15 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from optc.optimizer.compare import is_inexact, wide
+from optc.optimizer.made_up import is_float
+from optc.optimizer.noise import moved
 from optc.optimizer.precision_look import Looks
 from optc.optimizer.progress import Progress
 from optc.passes.graph import Array
@@ -120,6 +123,9 @@ class Cost:
 
 
 FREE = Cost(0.0, 0.0)
+
+SEEDS = 2
+"""How often inputs are moved to see the noise of a model."""
 
 
 class Ended(Exception):
@@ -291,21 +297,40 @@ class Measurements(Generic[R]):
         nodes = _below_fp32(nodes)
         if not nodes and self._base is None and self.samples[sample].expected is None:
             return FREE
-        digest = self._digest(nodes)
-        if known := self._known.get((sample, digest)):
+        return self._once(sample, self._digest(nodes), lambda: self._measured(sample, nodes, see))
+
+    def noise(self, sample: int) -> Cost:
+        """Return what it costs to move the inputs by one unit in their last place, all in fp32.
+
+        Raises:
+            Ended: If it would need a run beyond the limits.
+        """
+        if not any(is_float(array.dtype) for array in self.samples[sample].feeds().values()):
+            return FREE
+        costs = [
+            self._once(sample, f"noise {seed}", partial(self._moved, sample, seed))
+            for seed in range(SEEDS)
+        ]
+        return max(costs, key=lambda cost: cost.order)
+
+    def _once(self, sample: int, what: str, measure: Callable[[], Cost]) -> Cost:
+        """Return what ``measure`` gives, unless it is known."""
+        if known := self._known.get((sample, what)):
             return known
         name = self.samples[sample].name
-        found = self._journal.get(name, digest) if self._journal is not None else None
+        found = self._journal.get(name, what) if self._journal is not None else None
         if found is None:
             if self._done >= self._limits.max_runs * len(self.samples) or self.used >= 1:
                 raise Ended
-            found = self._measured(sample, nodes, see)
+            count, most = self._done // len(self.samples) + 1, self._limits.max_runs
+            self._progress.part("precision search", f"run {count} of at most {most}", self.used)
+            found = measure()
             self._done += 1
             if self._journal is not None:
-                self._journal.add(name, digest, found)
+                self._journal.add(name, what, found)
         else:
             self.reused += 1
-        self._known[sample, digest] = found
+        self._known[sample, what] = found
         return found
 
     def worst(
@@ -357,10 +382,20 @@ class Measurements(Generic[R]):
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def _measured(self, sample: int, nodes: Mapping[str, NodePrecision], see: See | None) -> Cost:
-        count, most = self._done // len(self.samples) + 1, self._limits.max_runs
-        self._progress.part("precision search", f"run {count} of at most {most}", self.used)
         reference, expected = self._expected(sample)
         found = self._runs.run(reference, nodes, see=see) if nodes else reference.outputs
+        return self._judged(expected, found, sample)
+
+    def _moved(self, sample: int, seed: int) -> Cost:
+        reference, _ = self._expected(sample)
+        random = np.random.default_rng(seed)
+        feeds = self.samples[sample].feeds()
+        others = {name: moved(array, random, 1) for name, array in sorted(feeds.items())}
+        return self._judged(reference.outputs, self._runs.reference(others).outputs, sample)
+
+    def _judged(
+        self, expected: Mapping[str, Array], found: Mapping[str, Array], sample: int
+    ) -> Cost:
         judgements = self._judge.judge(expected, found, self.samples[sample].group)
         if not judgements:
             return Cost(0.0, drift(expected, found))

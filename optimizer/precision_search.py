@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from optc.optimizer.noise import FACTOR
 from optc.optimizer.precision_look import Looks
 from optc.optimizer.precision_measure import (
     FREE,
@@ -161,9 +162,9 @@ class Found:
         lowest: Error of all at the lowest, as a multiple of what is allowed; None where the search
             was ended before that was known.
         badness: That of what was chosen.
-        met: Whether what was chosen is exact enough.
+        met: Whether what was chosen is exact enough, or as exact as the model is in fp32.
         complete: Whether no limit ended the search.
-        reason: Why it is not met, or not complete; else empty.
+        reason: Why it is not met or not complete, or what else is to be known; else empty.
         runs: Runs of the model, each on all samples.
         reused: Runs on one sample that the journal had.
         seconds: How long it took.
@@ -251,7 +252,7 @@ class _Search:
     ) -> None:
         self.samples = problem.samples
         self.candidates = problem.candidates
-        self.limit = limits.margin
+        self.margin = self.limit = limits.margin
         self.measurements = measurements
         self.top: Levels = bytes(len(c.levels) - 1 for c in self.candidates)
         self.bottom: Levels = bytes(len(self.candidates))
@@ -265,20 +266,22 @@ class _Search:
         self.together: dict[tuple[int, int], _Group] = {}  # the same -> smallest group with it
         self.full: dict[Levels, tuple[Cost, int]] = {}  # measured on all samples; the worst of them
         self.possible = True
+        self.reasons: list[str] = []
         self.lowest: Cost | None = None
         self.hot = 0  # the sample that is the worst with all at the lowest
 
     # --- the way through it ----------------------------------------------------------------------
 
     def found(self) -> Found:
-        complete, reasons = True, []
+        complete = True
         try:
-            if reason := self._hold_against_what_is_possible():
-                reasons.append(reason)
+            self._hold_against_what_is_possible()
             chosen = self._lowered()
         except Ended:
             complete, chosen = False, self._best()
-            reasons.append("a limit ended the search: what is chosen is the best that was measured")
+            self.reasons.append(
+                "a limit ended the search: what is chosen is the best that was measured"
+            )
         badness = self.full[chosen][0].badness if chosen in self.full else 0.0
         return Found(
             nodes=self._nodes(chosen),
@@ -288,34 +291,36 @@ class _Search:
             share=self._share(chosen),
             lowest=None if self.lowest is None else self.lowest.badness,
             badness=badness,
-            met=self.possible and badness <= 1,
+            met=self.possible and badness <= max(1.0, self.limit),
             complete=complete,
-            reason="; ".join(reasons),
+            reason="; ".join(self.reasons),
             runs=self.measurements.runs,
             reused=self.measurements.reused,
             seconds=self.measurements.seconds,
             samples=len(self.samples),
-            margin=self.limit,
+            margin=self.margin,
         )
 
-    def _hold_against_what_is_possible(self) -> str:
-        """Return why the demands are not met even with all candidates at their highest.
+    def _hold_against_what_is_possible(self) -> None:
+        """Where the demands are not met with all at their highest, demand no more than that.
 
-        Then what is searched is held against that: it shall at least not become much worse.
+        What is searched shall at least not become much worse.
         """
         nodes = self._nodes(self.top)
         fixed = any(precision != "fp32" for precision in nodes.values())
         if not fixed and all(sample.expected is None for sample in self.samples):
             self.full[self.top] = FREE, 0
-            return ""
+            return
         cost, _ = self._measure(self.top)
         if cost.badness <= self.limit:
-            return ""
+            return
         self.possible = False
         self.measurements.hold_against(nodes)
         self.full = {self.top: (FREE, 0)}
         what = "what is set by hand" if fixed else "the model in fp32"
-        return f"{what} alone {_words(cost)}, and what is searched is held against that instead"
+        self.reasons.append(
+            f"{what} alone {_words(cost)}, and what is searched is held against that instead"
+        )
 
     def _lowered(self) -> Levels:
         """Return the candidates as low as the demands allow."""
@@ -330,6 +335,9 @@ class _Search:
             above = bytes(min(top, 1) for top in self.top)
             self._note(_Group(tuple(lowest), self.lowest, self.lowest.badness), above)
             return self.bottom
+        self._allow_for_noise()
+        if self.lowest.badness <= self.limit:
+            return self.bottom
         for depth in range(1, deepest + 1):
             moves = [i for i, top in enumerate(self.top) if top >= depth == top - state[i] + 1]
             # Squares add up: half of the tolerance leaves three quarters for what comes below.
@@ -338,6 +346,20 @@ class _Search:
         if deepest > 1:
             state = self._given_back(state, range(len(state)), self.limit)
         return state
+
+    def _allow_for_noise(self) -> None:
+        """Raise the limit to what cannot be told from the noise of the model in fp32.
+
+        Where the demands are finer than that any node breaks them, and to keep them all would be no
+        use: the GPU's own fp32 does not meet them either.
+        """
+        noise = self.measurements.noise(self.hot)
+        if self.limit < FACTOR * noise.badness < math.inf:
+            self.limit = FACTOR * noise.badness
+            self.reasons.append(
+                f"inputs moved by one unit in their last place {_words(noise, 'cost')} in fp32, and "
+                f"{FACTOR} times as much is taken for noise"
+            )
 
     def _lower(self, base: Levels, moves: Sequence[int], limit: float) -> Levels:
         """Return ``base`` with as many of ``moves`` one level lower as the demands allow."""

@@ -234,6 +234,23 @@ def test_what_the_outputs_should_be_may_be_told() -> None:
     assert found.badness == pytest.approx(abs(1 + math.hypot(0.4, 0.9) - 1.5))
 
 
+def test_what_is_the_noise_of_the_model_is_not_held_against_a_node() -> None:
+    class Noisy(Model):
+        def reference(self, feeds: Mapping[str, Array]) -> Run:
+            moves = 0.0 if feeds["x"] == 1 / 3 else 0.5
+            return Run({"y": np.full(1, 1 + moves)}, float(feeds["x"]))
+
+    model = Noisy(of_squares({"n3": 5.0, **{f"n{i}": 0.5 for i in range(4, 9)}}))
+    found = found_in(model, candidates(10), 1 / 3)
+    assert kept(found) == {"n3"}
+    assert found.met
+    assert found.badness == pytest.approx(math.sqrt(5) / 2)
+    assert found.reason == (
+        "inputs moved by one unit in their last place cost 50 % of the tolerance of `y` in fp32, "
+        "and 4 times as much is taken for noise"
+    )
+
+
 def test_each_sample_is_judged_by_the_demands_of_its_group() -> None:
     class OfGroups(Absolute):
         def judge(
@@ -268,7 +285,7 @@ def test_each_run_is_told() -> None:
     seen = Seen()
     model = Model(of_squares({"n4": 4.0}))
     found_in(model, candidates(10), progress=seen, limits=SearchLimits(max_runs=50))
-    assert len(seen.phases) == model.runs
+    assert len(seen.phases) == model.runs + 2  # and two in fp32, on inputs that were moved
     assert seen.phases[:2] == ["run 1 of at most 50", "run 2 of at most 50"]
     assert seen.fractions == sorted(seen.fractions)
     assert 0 <= min(seen.fractions) <= max(seen.fractions) < 1
@@ -370,7 +387,7 @@ def test_what_was_measured_before_ctrl_c_is_not_lost(tmp_path: Path) -> None:
         found_in(model, candidates(100), journal=Journal(path, "k"))
     found = found_in(Model(error), candidates(100), journal=Journal(path, "k"))
     assert kept(found) == {"n17", "n50"}
-    assert found.reused == 8
+    assert found.reused == 8 + 2  # two of them in fp32
 
 
 def test_a_journal_of_another_problem_is_begun_anew(tmp_path: Path) -> None:
