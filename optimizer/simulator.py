@@ -13,6 +13,7 @@ in fp32, whose tensors are kept as far as memory allows.
 from __future__ import annotations
 
 import heapq
+import math
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -82,7 +83,7 @@ class Form(NamedTuple):
     Attributes:
         floats: The type that its values are rounded to.
         eight: The precision that they are quantised to and dequantised from; None for none.
-        axis: Along which there is a scale for each channel; None for one scale.
+        axis: Along which there is a scale for each channel; None for one scale, as activations have.
     """
 
     floats: Float
@@ -269,13 +270,19 @@ class Simulator:
         if key not in self._operands:
             node = self._steps[index].node
             found = quantisable(node, self._roundings.dtype_of, self._rank_of, precision)
-            if isinstance(found, str) or any(
-                node.inputs[place].name not in self._amax for place in found.activations
-            ):
+            if isinstance(found, str) or not self._is_bounded(node, found):
                 self._operands[key] = None
             else:
                 self._operands[key] = found
         return self._operands[key]
+
+    def _is_bounded(self, node: gs.Node, operands: Operands) -> bool:
+        """Whether all that is to be quantised has a largest magnitude."""
+        sizes = [self._amax.get(node.inputs[i].name, math.inf) for i in operands.activations]
+        if operands.weights is not None:
+            values = peek(node.inputs[operands.weights])
+            sizes += [float(values.max()), float(values.min())] if values.size else [math.inf]
+        return all(map(math.isfinite, sizes))
 
     def _rounded(self, lowering: Lowering) -> dict[int, dict[str, Rounding]]:
         """Return the number of each step with nodes in short floats -> what of these is rounded."""
@@ -612,12 +619,9 @@ class _Constants:
 
     def _made(self, tensor: gs.Constant, form: Form) -> ort.OrtValue:
         if form.eight is not None:
+            assert form.axis is not None, "constants that are quantised are weights"
             array = peek(tensor)
-            scales = (
-                scale_of(float(np.abs(array).max()), form.eight)
-                if form.axis is None
-                else weight_scales(array, form.axis, form.eight)
-            )
+            scales = weight_scales(array, form.axis, form.eight)
             value = value_of(rounded_to_eight_bits(array, scales, form.eight, form.axis))
             return _rounded(value, form.floats)
         exact = self._held.get((tensor.name, EXACT))
