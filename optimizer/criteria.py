@@ -502,7 +502,7 @@ def _scores(
 def _best_the_same(expected: Array, found: Array, asked: TopK) -> tuple[int, int]:
     """Return in how many places the best entries are the same, and how many places there are.
 
-    An entry as large as the least of the best is as good as that one.
+    Entries that are equal in what is expected stand for each other.
     """
     want = np.moveaxis(expected, asked.axis, -1)
     got = np.moveaxis(found, asked.axis, -1)
@@ -515,14 +515,15 @@ def _best_the_same(expected: Array, found: Array, asked: TopK) -> tuple[int, int
     same = 0
     step = max(1, (1 << 20) // extent)
     for start in range(0, places, step):
-        w, g = wide(want[start : start + step]), wide(got[start : start + step])
-        if k == 1:
-            best = g.argmax(axis=1)[:, None]
-            least = w.max(axis=1, keepdims=True)
-        else:
-            best = np.argpartition(-g, k - 1, axis=1)[:, :k]
-            least = np.partition(w, extent - k, axis=1)[:, extent - k, None]
-        same += int((np.take_along_axis(w, best, axis=1) >= least).all(axis=1).sum())
+        # A NaN is never among the best.
+        w, g = (
+            np.where(np.isnan(part), -np.inf, part)
+            for part in (wide(want[start : start + step]), wide(got[start : start + step]))
+        )
+        best = g.argmax(axis=1)[:, None] if k == 1 else np.argpartition(-g, k - 1, axis=1)[:, :k]
+        chosen = np.sort(np.take_along_axis(w, best, axis=1), axis=1)
+        largest = np.sort(np.partition(w, extent - k, axis=1)[:, extent - k :], axis=1)
+        same += int((chosen == largest).all(axis=1).sum())
     return same, places
 
 

@@ -157,7 +157,7 @@ class BoxSet:
             if column is not None:
                 keys.append(table[:, column])
         keys += [_wide(arrays[name]).reshape(-1) for name in self.labels]
-        kept = scores > 0
+        kept = (scores > 0) & np.isfinite(corners).all(axis=1)
         if columns.image is not None:
             kept &= table[:, columns.image] >= 0
         if self.count is not None:

@@ -102,7 +102,7 @@ def test_agreement_is_the_share_of_equal_elements(expected: Array, random: Any) 
     ),
     st.integers(1, 7),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_the_best_are_the_same_set_where_ties_may_stand_for_each_other(
     expected: Array, k: int
 ) -> None:
@@ -114,6 +114,17 @@ def test_the_best_are_the_same_set_where_ties_may_stand_for_each_other(
         same += sorted(want[best]) == sorted(want)[len(want) - k_here :]
     judgement = only({"top_k": {"k": k, "agreement": 0.5}}, expected, found)
     assert judgement.value == same / len(expected)
+
+
+def test_the_best_of_all_may_not_be_missing_among_ties() -> None:
+    expected, found = f32(-1, 0, -1, -1)[None], f32(3, 0, 2, 1)[None]
+    assert only({"top_k": {"k": 3, "agreement": 1.0}}, expected, found).value == 0
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 9])
+def test_equal_outputs_with_nan_have_the_same_best(k: int) -> None:
+    expected = f32(NAN, 1, INF, -INF, NAN, 3)[None]
+    assert only({"top_k": {"k": k, "agreement": 1.0}}, expected, expected.copy()).value == 1
 
 
 def test_the_best_along_another_axis() -> None:
