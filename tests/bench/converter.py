@@ -100,17 +100,22 @@ def by_optc() -> Converter:
 
 
 def by_autocast() -> Converter:
-    """Return ModelOpt's AutoCast, which looks at the data, too."""
+    """Return ModelOpt's AutoCast, which looks at the data, too: at all that is in one folder."""
+    import os
+
     import onnx
     from modelopt.onnx.autocast import convert_to_mixed_precision
 
     def run(job: Job) -> Answer:
-        model = convert_to_mixed_precision(
-            job["model"],
-            low_precision_type=LOW,
-            keep_io_types=True,
-            calibration_data=job["data"][0],
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            for index, path in enumerate(job["data"]):
+                os.symlink(path, Path(folder, f"{index}.npz"))
+            model = convert_to_mixed_precision(
+                job["model"],
+                low_precision_type=LOW,
+                keep_io_types=True,
+                calibration_data=folder,
+            )
         return written(onnx.save, model, job)
 
     return run
