@@ -284,7 +284,7 @@ class Simulator:
             sizes += [float(values.max()), float(values.min())] if values.size else [math.inf]
         return all(map(math.isfinite, sizes))
 
-    def _rounded(self, lowering: Lowering) -> dict[int, dict[str, Rounding]]:
+    def _roundings_in(self, lowering: Lowering) -> dict[int, dict[str, Rounding]]:
         """Return the number of each step with nodes in short floats -> what of these is rounded."""
         found: dict[int, dict[str, Rounding]] = {}
         for name in lowering.nodes:
@@ -293,7 +293,7 @@ class Simulator:
                 found.setdefault(self._step_of[name], {})[name] = rounding
         return found
 
-    def _quantised(self, lowering: Lowering) -> dict[int, dict[int, Form]]:
+    def _forms_in(self, lowering: Lowering) -> dict[int, dict[int, Form]]:
         """Return the number of each step that reads 8 bits -> index of the input -> its form."""
         found: dict[int, dict[int, Form]] = {}
         products: dict[EightBits, set[str]] = {"int8": set(), "fp8": set()}
@@ -379,8 +379,8 @@ class _Run:
         self.simulator = simulator
         self.known = known
         self.lowering = lowering
-        self.roundings = simulator._rounded(lowering)
-        self.quantised = simulator._quantised(lowering)
+        self.roundings = simulator._roundings_in(lowering)
+        self.quantised = simulator._forms_in(lowering)
         self.low = self.roundings.keys() | self.quantised.keys()
         self.made = made
         self.values: dict[str, ort.OrtValue] = {}

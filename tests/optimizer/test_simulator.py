@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from optc.optimizer import simulator as simulator_module
+from optc.optimizer.model_file import load_graph, read_model
 from optc.optimizer.node_session import (
     give_back_memory,
     quantising_session,
@@ -287,6 +289,35 @@ def test_all_nodes_low_is_the_lowered_model_to_the_last_bit(precision: Any) -> N
     nodes: dict[str, NodePrecision] = {node.name: precision for node in graph.nodes}
     found = simulator.run(simulator.reference(picture()), nodes)
     assert same(found, lowered_and_simulated(graph, Lowering(nodes), picture()))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "fp8"])
+def test_a_real_model_is_the_lowered_one_to_the_last_bit(
+    real_model: Callable[[str], Path], precision: Any
+) -> None:
+    """A ResNet with deformable convolutions; its last product is told to stay in floats."""
+    graph = load_graph(read_model(real_model("dcn_resnet18")))
+    optimise(graph, registry.passes())
+    finish(graph)
+    [given] = graph.inputs
+    shape = [extent if isinstance(extent, int) else 1 for extent in given.shape]
+    feeds = {given.name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    amax: dict[str, float] = {}
+
+    def see(name: str, array: Array) -> None:
+        amax[name] = float(np.abs(array).max())
+
+    made = {tensor.name for node in graph.nodes for tensor in node.inputs}
+    simulator_of(graph).tensors(feeds, made, see)
+    floats: Float = precision if precision == "bf16" else "fp16"
+    nodes: dict[str, NodePrecision] = {
+        node.name: precision if node.op == "Conv" else floats for node in graph.nodes
+    }
+    simulator = simulator_of(graph, floats, amax)
+    reference = simulator.reference(feeds)
+    found = simulator.run(reference, nodes)
+    assert not same(found, dict(reference.outputs))
+    assert same(found, lowered_and_simulated(graph, Lowering(nodes, floats, amax), feeds))
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
