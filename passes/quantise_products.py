@@ -65,14 +65,16 @@ known; nodes in bodies.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from optc.passes.contract import Facts, Pass, Report
 from optc.passes.graph import Array, Node
-from optc.passes.match import argument
+from optc.passes.match import argument, made_by
 from optc.passes.precision import DTYPES, Lowering
 from optc.passes.quantisation import (
     PRODUCTS,
@@ -142,7 +144,16 @@ def _chosen(facts: Facts, lowering: Lowering, report: Report) -> list[_Product]:
             report.skipped[name] = operands or f"{node.op} is no product that is quantised"
         else:
             found.append(_Product(node, precision, operands))
-    return _with_whole_attentions(found, report)
+    whole = _with_whole_attentions(found, report)
+    return [product for product in whole if _is_float32(product.node, facts, report)]
+
+
+def _is_float32(node: gs.Node, facts: Facts, report: Report) -> bool:
+    """Whether ``node`` multiplies float32; ``report`` has it if not. Asked last: see `_operands`."""
+    if all(facts.dtype(tensor) == np.float32 for tensor in node.inputs[:2]):
+        return True
+    report.skipped[node.name] = "its operands are not float32"
+    return False
 
 
 def _with_whole_attentions(products: list[_Product], report: Report) -> list[_Product]:
@@ -177,11 +188,16 @@ def _operands(
         dims = facts.dims(tensor)
         return None if dims is None else len(dims)
 
-    operands = quantisable(node, facts.dtype, rank_of, precision)
+    def dtype_of(tensor: gs.Tensor) -> np.dtype[Any] | None:
+        # What was left is in a short type when the pass looks again: it is told the same reason.
+        found = facts.dtype(tensor)
+        return np.dtype(np.float32) if found == DTYPES[lowering.floats] else found
+
+    operands = quantisable(node, dtype_of, rank_of, precision)
     if isinstance(operands, str):
         return operands
     for index in operands.activations:
-        name = node.inputs[index].name
+        name = _measured(node.inputs[index], lowering.amax)
         amax = lowering.amax.get(name)
         if amax is None:
             return f"nobody measured how large the values of `{name}` are"
@@ -196,6 +212,12 @@ def _operands(
     if not facts.reach_opset(opset):
         return f"the model cannot be raised to opset {opset}"
     return operands
+
+
+def _measured(tensor: gs.Tensor, amax: Container[str]) -> str:
+    """Return the name under which ``tensor`` was measured, or would have been before a Cast."""
+    cast = made_by(tensor, "Cast")
+    return tensor.name if cast is None or tensor.name in amax else str(cast.inputs[0].name)
 
 
 @dataclass(frozen=True, slots=True)

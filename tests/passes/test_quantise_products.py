@@ -312,6 +312,28 @@ def test_without_a_range_nothing_is_quantised(amax: dict[str, float], reason: st
     assert report.skipped == {"conv": reason}
 
 
+def test_the_reason_stays_when_what_was_left_is_in_a_short_type() -> None:
+    graph = import_model(parsed(HEAD + CONV))
+    lowering = Lowering({"conv": "int8"}, "fp16", {})
+    report = optimise(graph, [QuantiseProducts(), LowerFloats()], lowering=lowering)
+    assert [node.op for node in graph.nodes] == ["Cast", "Conv", "Cast"]
+    assert report.rounds > 1
+    assert report.records[0].skipped == {"conv": "nobody measured how large the values of `x` are"}
+
+
+def test_a_product_of_another_float_is_left() -> None:
+    _, after, report = quantise(
+        """
+        g (float16[1,1,3] x) => (float16[1,1,3] y) <float16[1,1,1] w = {1}>
+        {
+            [conv] y = Conv (x, w)
+        }""",
+        floats="fp16",
+    )
+    assert ops(after) == ["Conv"]
+    assert report.skipped == {"conv": "its operands are not float32"}
+
+
 def test_weights_that_are_not_finite_stay() -> None:
     _, after, report = quantise(CONV.replace("{1}", "{inf}"))
     assert ops(after) == ["Conv"]
