@@ -139,7 +139,7 @@ def ports(
     if all(i in held for i in inputs) and all(i in held_outputs for i in outputs):
         return NO_FLOATS
     if node.name in sizes:
-        return "it computes sizes"
+        return "it computes sizes or positions"
     if node.op in NOT_BUILT.get(precision, ()):
         return f"TensorRT builds no {node.op} in {DTYPES[precision].name}"
     if node.op in RECURRENT and argument(node, SEQUENCE_LENGTHS) is not None:
@@ -283,23 +283,28 @@ ARITHMETIC = frozenset(
 """Operators that sizes are computed with."""
 
 
-def nodes_of_sizes(graph: gs.Graph, shapes: Shapes) -> frozenset[str]:
-    """Return the names of the nodes that compute sizes in floats, in the bodies of ``graph`` too.
+POSITIONAL = frozenset([*ARITHMETIC, *_ops("Atan Cos Sin Tile Transpose")])
+"""Operators that positions are computed with, and what is read off them: rotations, waves."""
 
-    They are found from where sizes are read, against the flow, along lists and single numbers; and
-    by shape inference, which knows values only where they follow from extents.
+COPYING = frozenset(_ops("Concat Expand Reshape Slice Squeeze Tile Transpose Unsqueeze"))
+"""Operators that make a constant of a constant."""
+
+
+def nodes_of_sizes(graph: gs.Graph, shapes: Shapes) -> frozenset[str]:
+    """Return the names of the nodes that compute sizes or positions in floats, of bodies too.
+
+    Those of sizes are found from where sizes are read, against the flow, along lists and single
+    numbers; and by shape inference, which knows values only where they follow from extents. Those of
+    positions read nothing but integers that were counted, as floats, and constants.
     """
-    found: set[str] = set()
-    pending: list[gs.Tensor] = []
-    for node in all_nodes(graph):
-        if not node.domain:
-            places = READS_SIZES.get(node.op, ())
-            pending.extend(node.inputs[i] for i in places if i < len(node.inputs))
-        if node.op in ARITHMETIC and not bodies_of(node):
-            made = (t for t in node.outputs if t.name and shapes.dtype(t.name) == FLOAT32)
-            if any(shapes.value(tensor.name) is not None for tensor in made):
-                found.add(node.name)
+    found = _known_sizes(graph, shapes) | _positions(graph, shapes)
     seen: set[int] = set()
+    pending = [
+        node.inputs[index]
+        for node in all_nodes(graph)
+        for index in (READS_SIZES.get(node.op, ()) if not node.domain else ())
+        if index < len(node.inputs)
+    ]
     while pending:
         tensor = pending.pop()
         if id(tensor) in seen:
@@ -311,3 +316,50 @@ def nodes_of_sizes(graph: gs.Graph, shapes: Shapes) -> frozenset[str]:
                 found.add(node.name)
                 pending.extend(node.inputs)
     return frozenset(found)
+
+
+def _known_sizes(graph: gs.Graph, shapes: Shapes) -> set[str]:
+    """Return the names of the nodes of which shape inference knows what floats they make."""
+    return {
+        node.name
+        for node in all_nodes(graph)
+        if node.op in ARITHMETIC
+        and not node.domain
+        and any(
+            shapes.dtype(t.name) == FLOAT32 and shapes.value(t.name) is not None
+            for t in node.outputs
+            if t.name
+        )
+    }
+
+
+def _positions(graph: gs.Graph, shapes: Shapes) -> set[str]:
+    """Return the names of the nodes that read no other floats than what was counted."""
+    found: set[str] = set()
+    counted: set[int] = set()  # ids of tensors
+    constant: set[int] = set()
+
+    for node in all_nodes(graph):
+        if node.domain or bodies_of(node):
+            continue
+        made = [t for t in node.outputs if t.name and shapes.dtype(t.name) == FLOAT32]
+        read = {
+            id(t)
+            for t in node.inputs
+            if t.name and not isinstance(t, gs.Constant) and shapes.dtype(t.name) == FLOAT32
+        }
+        if node.op == "Range" or (node.op == "Cast" and made and _counts(node.inputs[0], shapes)):
+            counted.update(map(id, made))
+        elif node.op == "ConstantOfShape" or (node.op in COPYING and read <= constant):
+            constant.update(map(id, made))
+        elif read & counted and read <= counted | constant and (node.op in POSITIONAL or not made):
+            counted.update(map(id, made))
+            found.add(node.name)
+    return found
+
+
+def _counts(tensor: gs.Tensor, shapes: Shapes) -> bool:
+    """Whether ``tensor`` has integers that a short type has not."""
+    constant = isinstance(tensor, gs.Constant)
+    dtype = np.dtype(tensor.dtype) if constant else shapes.dtype(tensor.name)
+    return dtype is not None and dtype.kind in "iu" and dtype.name not in EXACT_CASTS

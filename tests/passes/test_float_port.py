@@ -139,12 +139,40 @@ def test_a_cast_changes_on_its_float_side_if_no_number_is_lost(
             """g (int64 k, float[8] x) => (float[M] y) { f = Cast <to=1> (k) [n] h = Sqrt (f)
             i = Cast <to=7> (h) a = Constant <value_ints=[-1]> () j = Reshape (i, a)
             z = Constant <value_ints=[0]> () y = Slice (x, z, j) }""",
-            "it computes sizes",
+            "it computes sizes or positions",
         ),
     ],
 )
 def test_what_stays_says_why(body: str, reason: str) -> None:
     assert ports_of(body) == reason
+
+
+POSITIONS = """g (int64[4] i, float[4] x) => (float[4] y, int64[4] k) <float f = {0.1}>
+    {
+        [cast]   p = Cast <to=1> (i)
+        [angle]  a = Mul (p, f)
+        [wave]   c = Cos (a)
+        [turn]   y = Mul (x, c)
+        [floor]  b = Floor (a)
+        [number] k = Cast <to=7> (b)
+    }"""
+
+
+def test_positions_stay_up_to_what_they_are_combined_with() -> None:
+    graph = import_model(parsed(f'<ir_version: 10, opset_import: ["" : 23]>\n{POSITIONS}'))
+    assert nodes_of_sizes(graph, infer(graph)) == {"angle", "wave", "floor", "number"}
+
+
+def test_an_embedding_is_no_position() -> None:
+    body = f"""g (int64[2] i) => (float[2,2] y) <float[3,2] table = {{{", ".join("123456")}}}>
+    {{
+        e = Gather (table, i)
+        p = Cast <to=1> (i)
+        s = Add (e, p)
+        y = Sin (s)
+    }}"""
+    graph = import_model(parsed(f'<ir_version: 10, opset_import: ["" : 23]>\n{body}'))
+    assert not nodes_of_sizes(graph, infer(graph))
 
 
 def test_what_may_have_any_type_stays() -> None:
