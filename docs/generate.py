@@ -102,7 +102,8 @@ def spec_page() -> str:
         if short := [form for form in forms if form is not long]:
             parts.append(f"\nShort form: {kind(short[0], links)}.")
         if "oneOf" in part:
-            parts.append("\nExactly one of the keys is given.")
+            keys = [f"`{key}`" for form in part["oneOf"] for key in form["required"]]
+            parts.append(f"\nExactly one of {_listed(keys)} is given.")
         parts.append("\n" + _table(long, schema, links))
     return "\n".join(parts)
 
@@ -190,14 +191,19 @@ def kind(value: Schema, links: Mapping[str, str]) -> str:
 
 
 def _bounds(value: Schema) -> str:
-    low, high = value.get("minimum"), value.get("maximum")
-    if high == 2**31 - 1:
-        high = None  # the largest extent of an axis: no bound that anybody meets
-    if low is None and high is None:
-        return ""
-    if high is None:
-        return f", at least {low:g}"
-    return f", {low:g} to {high:g}"
+    least, most = value.get("minimum"), value.get("maximum")
+    if most == 2**31 - 1:
+        most = None  # the largest extent of an axis: no bound that anybody meets
+    if least is not None and most is not None:
+        return f", {least:,} to {most:,}"
+    bounds = {
+        "at least": least,
+        "above": value.get("exclusiveMinimum"),
+        "at most": most,
+        "below": value.get("exclusiveMaximum"),
+    }
+    said = [f"{words} {bound:,}" for words, bound in bounds.items() if bound is not None]
+    return f", {' and '.join(said)}" if said else ""
 
 
 # --- the manifest --------------------------------------------------------------------------------

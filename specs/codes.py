@@ -118,6 +118,14 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
         "pickled-array": "The npz file holds a pickled object, which could run code.",
         "cannot-write-npz": "The path, or an array's name or value, does not allow an npz file.",
     },
+    "Precision": {
+        "precision-not-on-target": "A target does not compute in a precision that the spec asks for; "
+        "the error quotes its builder.",
+        "precision-not-measured": "There was no input to measure on what low precision costs.",
+        "precision-not-met": "No choice of precisions was found that is as exact as `verify` asks.",
+        "precision-search-ended": "The search ended at its limits; fewer nodes may have to be kept.",
+        "searched-on-calibration": "There was nothing but the data to calibrate with to search on.",
+    },
     "Simulating low precision": {
         "cannot-simulate": "ONNX Runtime has no kernel for a node, so nobody can compute it here.",
         "simulation-failed": "A node cannot be computed with these values; the error quotes why.",
@@ -151,6 +159,7 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
         "no-runtime": "A stage is left to ONNX Runtime, which has no kernel for the original either.",
         "verify-input-missing": "The original has an input that the package does not have.",
         "verify-output-missing": "The package does not give an output of the original.",
+        "made-up-not-met": "Your data are as exact as is asked, made-up input is not.",
         "verify-not-met": "An output differs by more than the tolerance and the original's noise.",
     },
     "Proving the passes": {
