@@ -16,12 +16,12 @@ ConvTranspose       never                    never
 ==================  =======================  ====================
 
 Where it does not, it takes the model all the same, dequantises the operands while it runs, the weights
-too, and multiplies floats: the numbers are rounded for nothing. On 7.5 the floats around a Gemm or MatMul
-must be fp16. Below 8.9 the builder refuses fp8 by name; a portable engine it builds, though it is to
-run on 8.0, too. A Conv in fp8 has kernels of at most 32 taps. A Conv in groups is widened with zeros to four channels a group, a
-depthwise one to many times its size: it stays in floats. Attention (product, Softmax, product) is one
-kernel in floats, and in fp8 where its lengths are static and both its products are in fp8. Else it is
-taken apart, its scores written to memory: it stays in floats.
+too, and multiplies floats: the numbers are rounded for nothing. On 7.5 the floats around a Gemm or
+MatMul must be fp16. Below 8.9 the builder refuses fp8 by name; a portable engine it builds, though it
+is to run on 8.0, too. A Conv in fp8 has kernels of at most 32 taps. A Conv in groups is widened with
+zeros to four channels a group, a depthwise one to many times its size: it stays in floats. Attention
+(product, Softmax, product) is one kernel in floats, and in fp8 where its lengths are static and both
+its products are in fp8. Else it is taken apart, its scores written to memory: it stays in floats.
 """
 
 from __future__ import annotations
