@@ -2,9 +2,9 @@
 
     python tests/bench/converter.py TOOL JOB.json
 
-does one conversion and nothing else, as the whole process is timed too (`converted`): a job says what to
-convert, and gets its answer written under ``answer``. An entry of `CONVERTERS` imports its tool and
-returns what converts. Inputs and outputs of the model keep their types.
+does one conversion and nothing else, as what it imports is timed too (`converted`): a job says
+what to convert, and gets its answer written under ``answer``. An entry of `CONVERTERS` imports its
+tool and returns what converts. Inputs and outputs of the model keep their types.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ warm_up (float[4, 3] x) => (float[4, 2] y) <float[3, 2] w = {1, 2, 3, 4, 5, 6}, 
 """A model with a little for each of the tools to do: some import what they need only then."""
 
 Job = dict[str, Any]
-"""What to convert: ``model``, its file; ``data``, npz files of input to look at; ``target``, an empty
-folder for the result; ``dims``, symbol -> its least, usual and largest extent; ``precision`` and
-``verify``, what our spec says of them beyond `LOW` and the data. Paths are absolute."""
+"""What to convert: ``model``, its file; ``data``, npz files of input to look at; ``target``, an
+empty folder for the result; ``dims``, symbol -> its least, usual and largest extent; ``precision``
+and ``verify``, what our spec says of them beyond `LOW` and the data. Paths are absolute."""
 
 Answer = dict[str, Any]
-"""What came of it: ``parts``, the models, in the order they run; anything else that is worth telling."""
+"""What came of it: ``parts``, the models, in the order they run; ``engines``, of each whether it is
+for TensorRT; anything else that is worth telling."""
 
 Converter = Callable[[Job], Answer]
 
@@ -181,39 +182,41 @@ def ready(converter: Converter, precision: Any) -> Converter:
     return converter
 
 
-def converted(
-    script: str, tool: str, job: Job, path: Path, limit_seconds: float
-) -> tuple[Answer, float]:
-    """Run ``tool`` of ``script`` on a job, written to ``path``; return its answer, and the seconds
-    that the process took. Under ``failure`` the answer says why there is no other.
+def converted(script: str, tool: str, job: Job, path: Path, limit_seconds: float) -> Answer:
+    """Run ``tool`` of ``script`` on a job, written to ``path``, and return its answer.
+
+    Beside what the tool answers it has ``seconds``, without those of `ASIDE`, and ``whole``: the
+    same with the start of the process and the imports. Under ``failure`` it says why it has
+    nothing.
     """
-    path.write_text(json.dumps(job))
+    path.write_text(json.dumps(job | {"started": time.time()}))
     command = [sys.executable, str(Path(__file__).with_name(script)), tool, str(path)]
-    start = time.perf_counter()
     try:
         done = subprocess.run(
             command, capture_output=True, timeout=limit_seconds, cwd=path.parent, check=False
         )
     except subprocess.TimeoutExpired:
-        return {"failure": f"no end in {limit_seconds:g} s"}, limit_seconds
-    whole = time.perf_counter() - start
+        return {"failure": f"no end in {limit_seconds:g} s"}
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
-        return {"failure": f"exit {done.returncode}: {said[-1][:300] if said else ''}"}, whole
+        return {"failure": f"exit {done.returncode}: {said[-1][:300] if said else ''}"}
     answer: Answer = json.loads(path.read_text())["answer"]
     steps: dict[str, float] = answer.get("steps", {})
     answer["seconds"] -= sum(took for step, took in steps.items() if step.startswith(ASIDE))
-    return answer, whole
+    answer["whole"] = answer["seconds"] + answer["imports"]
+    return answer
 
 
 def convert(tools: Mapping[str, Callable[[], Converter]]) -> int:
     """Do the conversion that the command line names."""
     tool, path = sys.argv[1:]
     job = json.loads(Path(path).read_text())
-    converter = ready(tools[tool](), job.get("precision", LOW))
+    converter = tools[tool]()
+    imports = time.time() - job["started"]
+    converter = ready(converter, job.get("precision", LOW))
     start = time.perf_counter()
     answer = converter(job)
-    answer["seconds"] = time.perf_counter() - start
+    answer |= {"seconds": time.perf_counter() - start, "imports": imports}
     Path(path).write_text(json.dumps(job | {"answer": answer}))
     return 0
 

@@ -1,8 +1,8 @@
-"""What the benchmarks measure of a model that was lowered: is it valid, what is in it, what it computes.
+"""What the benchmarks measure of a lowered model: is it valid, what is in it, what it computes.
 
-A lowered model is a list of parts in the order they run: one for a converter, the stages of a package
-for optc. All are measured by the same means: optc's simulator of low precision, its count of FLOPs, its
-way to ask TensorRT for RTX.
+A lowered model is a list of parts in the order they run: one for a converter, the stages of a
+package for optc. All are measured by the same means: optc's simulator of low precision, its count
+of FLOPs, its way to ask TensorRT for RTX.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def outputs_of(model: Path) -> list[str]:
 
 
 def of_scale(expected: Mapping[str, Any], found: Mapping[str, Any]) -> float:
-    """Return the largest difference of floats over the largest number of its output, the worst of all.
+    """Return the largest difference of an output that is floats over its largest number.
 
     It is infinite where an output has another shape or type, or is finite on one side only.
     """
@@ -161,7 +161,7 @@ def ledger_of(parts: Sequence[Path], values: Mapping[str, Any]) -> Ledger:
 
 
 def _pin(model: ModelProto, values: Mapping[str, Any]) -> None:
-    """Give the inputs the extents of ``values``; what is said of other tensors may not hold then."""
+    """Give the inputs the extents of ``values``; what is said of other tensors may not hold."""
     for info in model.graph.input:
         if info.name in values:
             shape = info.type.tensor_type.shape
@@ -198,7 +198,7 @@ def _count(ledger: Ledger, graph: gs.Graph, work: Mapping[str, int]) -> None:
 
 
 def _computes_in(node: gs.Node) -> str:
-    """Return the float type that a node computes in; nothing where it does not compute on floats."""
+    """Return the float type that a node computes in; nothing where it computes on no floats."""
     types = [_type(tensor) for tensor in (*node.inputs[:1], *node.outputs[:1])]
     return next((name for name in types if name in FLOATS), "")
 

@@ -2,9 +2,9 @@
 
     python tests/bench/quantiser.py TOOL JOB.json
 
-does one quantisation and nothing else, as converter.py does conversions. A job also says with what to
-calibrate: npz files under ``calibration``. Quantised values are symmetric and weights are quantised
-per channel: TensorRT takes no others.
+does one quantisation and nothing else, as converter.py does conversions. A job also says with what
+to calibrate: npz files under ``calibration``. Quantised values are symmetric and weights are
+quantised per channel: TensorRT takes no others.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def by_onnxruntime(method: str, *ops: str) -> Callable[[], Converter]:
     """Return ONNX Runtime's static quantiser, after what it needs to be done before.
 
     The model is raised to the opset in which scales may be per channel. Of the preprocessing the
-    symbolic part is left out: it fails on models of other exporters. Biases stay floats: TensorRT has
-    no Q or DQ of int32. Of the operators only ``ops`` are quantised, where some are named.
+    symbolic part is left out: it fails on models of other exporters. Biases stay floats: TensorRT
+    has no Q or DQ of int32. Of the operators only ``ops`` are quantised, where some are named.
     """
 
     def imported() -> Converter:

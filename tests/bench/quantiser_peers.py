@@ -2,11 +2,11 @@
 
     python tests/bench/quantiser_peers.py MODEL... [--tool NAME]... [--pictures N] [--json FILE]
 
-A model is a file, or a folder of them. Its input is made here, seeded: pictures with words, shapes and
-noise on them, for each image input of 1 or 3 channels; so that models that read text see text. Some are
-for calibration, others for optc's search; what is measured is measured on a third lot. Quantisers that
-do not search are given the first two lots for calibration. All results are measured by the same means
-(lowered.py).
+A model is a file, or a folder of them. Its input is made here, seeded: pictures with words, shapes
+and noise on them, for each image input of 1 or 3 channels; so that models that read text see text.
+Some are for calibration, others for optc's search; what is measured is measured on a third lot.
+Quantisers that do not search are given the first two lots for calibration. All results are
+measured by the same means (lowered.py).
 
     SQNR       signal over quantisation noise in dB, on optc's simulator, of the original on ONNX
                Runtime with its optimisations off; of the output where it is the least
@@ -15,13 +15,14 @@ do not search are given the first two lots for calibration. All results are meas
     low        the same on int8 or fp16
     Q, DQ      how many of them
     MiB        of the engine for 8.9; what TensorRT for RTX says where there is none
-    seconds    of quantising, calibration included, after a warm-up; of the whole process
+    seconds    of quantising, calibration included, after a warm-up; `whole` is with the start of
+               the process and the imports
 
-For optc `seconds` is ``optc compile`` without building engines and without holding the package against
-the original, which the others do not do; `whole` has both.
+For optc both are ``optc compile`` without building engines and without holding the package against
+the original, which the others do not do.
 
-Exits 1 where ours is not valid, or is off by more than it promises, or where a peer with an engine has a
-higher SQNR at no smaller a share of int8.
+Exits 1 where ours is not valid, or is off by more than it promises, or where a peer with an engine
+has a higher SQNR at no smaller a share of int8.
 """
 
 from __future__ import annotations
@@ -230,10 +231,10 @@ def result_of(tool: str, model: Path, folder: Path, before: dict[str, Any]) -> R
         "calibration": lots["calibration"] + lots["search"],
         "precision": {"default": "int8", "calibration": {"data": lots["calibration"]}},
     }
-    answer, whole = converted("quantiser.py", tool, job, target / "job.json", LONGEST_SECONDS)
+    answer = converted("quantiser.py", tool, job, target / "job.json", LONGEST_SECONDS)
     if "failure" in answer:
-        return Result(whole=whole, failure=answer["failure"])
-    result = Result(seconds=answer["seconds"], whole=whole, steps=answer.get("steps", {}))
+        return Result(failure=answer["failure"])
+    result = Result(seconds=answer["seconds"], whole=answer["whole"], steps=answer.get("steps", {}))
     parts, lot = answer["parts"], lots["measured"]
     found = child.call(
         "measure", str(model), parts, lot, before["refused"], seconds=LONGEST_SECONDS
