@@ -7,6 +7,7 @@ where what one lets go of is what the next writes to: fresh pages cost more than
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -185,10 +186,13 @@ def _session_of_text(text: str) -> NodeSession:
 
 
 def give_back_memory() -> None:
-    """Return to the system what of the arena no value lies in."""
+    """Return to the system what no value lies in any more: allocators keep it for later."""
     options = _quiet()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     rounding_session(TensorProto.FLOAT16).run([value_of(np.zeros(1, np.float32))], options)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
+    if trim is not None:
+        trim(0)
 
 
 # --- values --------------------------------------------------------------------------------------

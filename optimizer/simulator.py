@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,7 +33,6 @@ from optc.optimizer.node_session import (
     NodeSessions,
     array_in,
     bytes_of,
-    give_back_memory,
     is_array,
     quantising_session,
     rounding_session,
@@ -137,6 +135,9 @@ class _Step:
 class Simulator:
     """A graph whose nodes can be computed in low precision.
 
+    What it and its references took is given back to the system by `node_session.give_back_memory`,
+    once they are gone.
+
     Args:
         graph: In normal form; fp32 for the most part. It is not changed and must not be while the
             simulator lives.
@@ -173,7 +174,6 @@ class Simulator:
         self._with_bodies: dict[tuple[int, frozenset[Any]], NodeSession] = {}
         self._operands: dict[tuple[int, EightBits], Operands | None] = {}
         self._constants = _Constants()
-        weakref.finalize(self, give_back_memory).atexit = False
 
     @property
     def sessions(self) -> int:
