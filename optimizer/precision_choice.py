@@ -258,9 +258,8 @@ class Chooser:
         )
 
     def _shortfall(self, found: Found) -> Diagnostic:
-        code = "precision-not-met" if not found.met else "precision-search-ended"
         return Diagnostic(
-            code,
+            "precision-search-ended" if found.met else "precision-not-met",
             f"the search for precision: {found.reason or 'what was chosen is not exact enough'}",
             "raise `precision.search.max_runs` and `max_seconds`"
             if not found.complete

@@ -23,7 +23,7 @@ from optc.passes import registry
 from optc.specs.check import check
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-OFFLINE = ["classifier", "detector", "ci-gate"]
+OFFLINE = ["classifier", "detector", "ci-gate", "precision"]
 FROM_NETWORK = ["ppocr"]
 SPECS = [
     pytest.param(
@@ -45,7 +45,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Example:
 
     @cache
     def made(name: str) -> Path:
-        made_here = shutil.ignore_patterns("build", "*.onnx", "*.npz")
+        made_here = shutil.ignore_patterns("build", "*.onnx", "*.npz", "ranges.json")
         copy = shutil.copytree(EXAMPLES / name, folder / name, ignore=made_here)
         make_model(copy)
         return copy
@@ -203,6 +203,54 @@ def test_the_workflow_compiles_the_spec_beside_it() -> None:
     assert (folder / compiles[2]).is_file()
     uploaded = job["steps"][-1]["with"]["path"]
     assert job["defaults"]["run"]["working-directory"] + "/" + compiles[4] == uploaded
+
+
+def kept_in(output: str) -> list[str]:
+    """Return the names of the nodes that a search kept in fp32, as the table of their costs has them."""
+    return re.findall(r"^ (/\S+) +\w+ +fp32 +\S+ +[\d.]+%  ", output, re.MULTILINE)
+
+
+def test_only_what_overflows_is_kept_in_fp32(example: Example) -> None:
+    folder = example("precision")
+    done = optc(folder, "compile", "spec.yaml")
+    assert done.returncode == 0, done.stderr
+    package = folder / "build" / "spec"
+    (stage,) = manifest_of(package)["stages"]
+    assert set(stage["engines"]) == {"turing", "ada"}
+    kept = {each["node"]: each["by"] for each in stage["precision"]["kept"]}
+    assert kept == dict.fromkeys(
+        ["/contrast/square", "/contrast/variance", "/contrast/root"], "search"
+    )
+    shown = console_of(folder)
+    assert stages_in(shown["optc compile spec.yaml"]) == stages_in(done.stdout)
+    assert kept_in(shown["optc compile spec.yaml"]) == kept_in(done.stdout) == [*kept]
+    (told,) = (output for command, output in shown.items() if command.startswith("python -c"))
+    assert told.split("\n") == [*(f"{node} fp32 search" for node in kept), ""]
+    assert manifest_of(package)["evidence"]["badness_of_lowest"] == "inf"
+    assert (package / "precision.svg").is_file()
+
+
+def test_products_in_int8_multiply_what_was_calibrated(example: Example) -> None:
+    folder = example("precision")
+    done = optc(folder, "compile", "spec-int8.yaml")
+    assert done.returncode == 0, done.stderr
+    shown = console_of(folder)["optc compile spec-int8.yaml"]
+    assert stages_in(shown) == stages_in(done.stdout)
+    assert kept_in(shown) == kept_in(done.stdout) != []
+    nodes = onnx.load(folder / "build" / "spec-int8" / "stages" / "00-tensorrt.onnx").graph.node
+    makers = {output: node for node in nodes for output in node.output}
+    products = [node for node in nodes if node.op_type in ("Conv", "Gemm")]
+    assert len(products) == 4
+    quantised = set()
+    for product in products:
+        value, weight = (makers[operand] for operand in product.input[:2])
+        assert (value.op_type, weight.op_type) == ("DequantizeLinear", "DequantizeLinear")
+        assert makers[value.input[0]].op_type == "QuantizeLinear"
+        quantised.add(value.input[0])
+    ranges = json.loads((folder / "ranges.json").read_text())
+    assert len(ranges["amax"]) == len(quantised) == 4
+    assert ranges["amax"]["picture"] == 4095
+    assert len(ranges["data"]) == 8
 
 
 @pytest.mark.network
