@@ -11,7 +11,6 @@ import ctypes
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -43,10 +42,9 @@ class NodeSession:
     Args:
         model: All that it reads are inputs, or small.
         threads: How many compute it.
-        folder: Where external data of the model are.
     """
 
-    def __init__(self, model: ModelProto, *, threads: int = 1, folder: Path | None = None) -> None:
+    def __init__(self, model: ModelProto, *, threads: int = 1) -> None:
         _register_arena()
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -58,9 +56,6 @@ class NodeSession:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Without this a product with weights of int8 rounds its other operand to 8 bits as well.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-        if folder is not None:
-            key = "session.model_external_initializers_file_folder_path"
-            options.add_session_config_entry(key, str(folder.resolve()))
         try:
             self._session = ort.InferenceSession(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]

@@ -105,12 +105,14 @@ class _Simulation:
         self.parts = [graph, *all_bodies(graph)]
         shapes = infer(graph)
         # Which tensor has which type is found out before the first is changed.
+        self.dtypes: dict[int, np.dtype[Any] | None] = {}
         self.short: dict[int, np.dtype[Any]] = {}
         self.sequences: set[int] = set()
         for tensor in self.tensors():
             dtype = tensor.dtype if isinstance(tensor, gs.Constant) else shapes.dtype(tensor.name)
             dtype = tensor.dtype if dtype is None else dtype
-            if dtype in SHORT_TYPES:
+            self.dtypes[id(tensor)] = dtype
+            if dtype is not None and dtype in SHORT_TYPES:
                 self.short[id(tensor)] = dtype
             if shapes.is_sequence(tensor.name) or getattr(tensor, "proto", None) is not None:
                 self.sequences.add(id(tensor))
@@ -151,9 +153,9 @@ class _Simulation:
             return self.as_it_is(node, read, made)
         if not made and not read:
             return [node]
-        if node.op == "CastLike":
-            like = node.inputs.pop()
-            number = helper.np_dtype_to_tensor_dtype(np.dtype(self.short.get(id(like), like.dtype)))
+        if node.op == "CastLike" and (dtype := self.dtypes[id(node.outputs[0])]) is not None:
+            node.inputs.pop()  # it may no longer be of the type that is wanted
+            number = int(helper.np_dtype_to_tensor_dtype(dtype))
             node.op, node.attrs = "Cast", {**node.attrs, "to": number}
         if node.op == "Cast":
             return self.of_cast(node, bool(made))
@@ -283,8 +285,11 @@ def _widened_type(kind: TypeProto) -> TypeProto:
     wide = TypeProto()
     wide.CopyFrom(kind)
     inner = wide
-    while not inner.HasField("tensor_type"):
-        inner = getattr(inner, inner.WhichOneof("value")).elem_type
+    while (kind_of := inner.WhichOneof("value")) != "tensor_type":
+        if kind_of not in ("sequence_type", "optional_type", "map_type"):
+            return wide
+        part = getattr(inner, kind_of)
+        inner = part.value_type if kind_of == "map_type" else part.elem_type
     if inner.tensor_type.elem_type in SHORT:
         inner.tensor_type.elem_type = TensorProto.FLOAT
     return wide

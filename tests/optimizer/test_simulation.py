@@ -23,7 +23,8 @@ F16, BF16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 
 
 def model_of(text: str, opset: int = 21, **weights: Array) -> ModelProto:
-    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : {opset}]> {text}')
+    domains = f'["" : {opset}, "ai.onnx.ml" : 3]'
+    model = onnx.parser.parse_model(f"<ir_version: 10, opset_import: {domains}> {text}")
     tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
     model.graph.initializer.extend(tensors)
     onnx.checker.check_model(model)
@@ -264,23 +265,27 @@ def test_a_branch_may_give_a_constant_or_what_is_around_it() -> None:
 def test_attributes_that_name_a_type_follow() -> None:
     model = model_of(
         """g (float16[2] x, int64[1] n, float[3,3] m, float[2] z)
-           => (float16[K] filled, float16[3,3] eye, float16[2] like, float16[2] norm)
+           => (float16[K] filled, float16[3,3] eye, float16[2] like, float16[2] norm,
+               float[2] unlike)
         {
             filled = ConstantOfShape <value: tensor = float16[1] {11878}> (n)
             eye = EyeLike <dtype: int = 10> (m)
             like = CastLike (z, x)
             norm = LayerNormalization <stash_type: int = 1> (x, x)
+            inner = Neg (z)
+            unlike = CastLike (x, inner)
         }"""
     )
     x = np.array([1.5, -3], F16)
     z = np.array([0.1, 1e6], np.float32)
-    filled, eye, like, norm = run(
+    filled, eye, like, norm, unlike = run(
         simulated(model), x=x, n=np.array([4]), m=np.zeros((3, 3), np.float32), z=z
     )
     np.testing.assert_array_equal(filled, np.full(4, np.uint16(11878).view(F16)))
     np.testing.assert_array_equal(eye, np.eye(3, dtype=F16))
     np.testing.assert_array_equal(like, as_short(z).astype(F16))
     assert norm.dtype == F16
+    np.testing.assert_array_equal(unlike, x.astype(np.float32))
 
 
 def test_a_cast_from_integers_rounds_once() -> None:
@@ -365,6 +370,19 @@ def test_a_sequence_of_short_floats_at_the_boundary_is_refused() -> None:
     with pytest.raises(ModelError, match="sequence of fp16") as caught:
         simulated(model)
     assert caught.value.diagnostics[0].code == "cannot-simulate"
+
+
+def test_a_sequence_of_maps_leaves_as_it_is() -> None:
+    model = model_of(
+        """g (float[N,2] x) => (seq(map(int64, float)) y) {
+            h = Cast <to: int = 10> (x)
+            w = Cast <to: int = 1> (h)
+            y = ai.onnx.ml.ZipMap <classlabels_int64s = [5, 6]> (w)
+        }"""
+    )
+    x = np.array([[0.1, 2]], np.float32)
+    [[row]] = run(simulated(model), x=x)
+    assert row == {5: float(as_short(x)[0, 0]), 6: 2.0}
 
 
 def test_a_model_in_fp32_stays_as_it_is_but_for_its_names() -> None:
