@@ -35,7 +35,8 @@ asked for, and how much it matters was measured before.
 Needs: for bfloat16 often a later opset; the model is raised where all its nodes can follow.
 Keeps: name, dtype and shape of inputs and outputs, and of what was asked to stay.
 Skips, with the reason in the report: a node that has no version in the short type, computes sizes or
-coordinates, or reads a weight that is beyond the largest number of the type.
+coordinates, reads a weight that is beyond the largest number of the type or of which nothing is
+left in it, or needs fewer Casts where it stays.
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ from optc.passes.precision import DTYPES, Float, Lowering
 
 LOW, FULL = "low", "full"
 """The two sides, as they are called in the network."""
+
+FEWER_CASTS = "fewer Casts are needed where it stays in fp32"
 
 SMALL = 4096
 """Elements of a constant that is read to see whether a short type has all its numbers."""
@@ -271,6 +274,8 @@ class _Change:
         for candidate in self.candidates.values():
             if candidate in self.low and not candidate.converts:
                 self.retype(candidate)
+            elif candidate not in self.low and not candidate.follows:
+                self.report.skipped[candidate.node.name] = FEWER_CASTS
         self.place()
         self.remove_idle_casts()
 
@@ -501,7 +506,7 @@ class _Change:
     def cast(
         self, source: gs.Tensor, result: gs.Tensor, after: gs.Node | gs.Graph, stands_for: gs.Node
     ) -> None:
-        dtype = FLOAT32 if source.dtype == self.dtype else self.dtype
+        dtype = FLOAT32 if self.dtype_of(source) == self.dtype else self.dtype
         name = self.facts.fresh_name(f"{result.name}_cast")
         to = helper.np_dtype_to_tensor_dtype(dtype)
         self.new[id(after)].append(Node("Cast", name, {"to": to}, [source], [result]))
@@ -558,7 +563,7 @@ class _Change:
             casts.sort(key=lambda c: (not self.facts.is_kept(c.outputs[0]), c.name in self.added))
             done: dict[tuple[int, np.dtype[Any]], gs.Tensor] = {}
             for cast in casts:
-                if cast.outputs[0].outputs:
+                if cast.outputs[0].outputs or self.facts.is_kept(cast.outputs[0]):
                     same = done.setdefault((id(cast.inputs[0]), cast_to(cast)), cast.outputs[0])
                     if same is not cast.outputs[0]:
                         self.replace(cast, same)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from onnx import ModelProto
 
 from optc.passes.graph import all_nodes, export_model, import_model
-from optc.passes.lower_floats import CastValues, LowerFloats, fate
+from optc.passes.lower_floats import FEWER_CASTS, CastValues, LowerFloats, fate
 from optc.passes.pipeline import PassRecord, optimise
 from optc.passes.precision import DTYPES, Float, Lowering, NodePrecision
 
@@ -163,6 +163,7 @@ def test_a_node_that_would_need_more_casts_is_left_in_fp32() -> None:
             [split]   p, q = Split <axis = 0, num_outputs = 2> (s)
         }"""
     _, after, report = lowered(HEAD + body)
+    assert report.skipped == {"split": FEWER_CASTS}
     assert report.merged.keys() == {"product", "sigmoid", "x_float16_cast", "s_cast"}
     assert casts(after) == 2
 
@@ -434,8 +435,9 @@ def test_the_states_of_a_loop_keep_their_type() -> None:
 
 def test_a_weight_beyond_the_largest_number_keeps_its_node_in_fp32() -> None:
     body = """
-        g (float[2] x) => (float[2] y) <float[2] w = {1, 70000}, float[2] v = {1, 65504}>
-        { [a] m = Mul (x, w) [b] y = Mul (m, v) }"""
+        g (float[2] x) => (float[2] y)
+        <float[2,2] w = {1, 70000, 1, 1}, float[2,2] v = {1, 65504, 1, 1}>
+        { [a] m = MatMul (x, w) [b] y = MatMul (m, v) }"""
     _, _, report = lowered(HEAD + body)
     assert report.skipped == {"a": "float16 ends before 70000 in `w`"}
     _, _, report = lowered(HEAD + body, precision="bf16")
@@ -646,7 +648,7 @@ def test_scales_that_must_change_and_lose_digits_keep_their_node_in_fp32() -> No
     head = '<ir_version: 10, opset_import: ["" : 19]>'
     _, after, report = lowered(head + source.replace("[1,1,2,2] y", "[1,1,n,m] y"), "c")
     assert after.opset_import[0].version == 19
-    assert report.skipped == {"v": "the scales `t` lose digits in float16"}
+    assert report.skipped == {"v": "the scales `t` lose digits in float16", "q": FEWER_CASTS}
     assert {"c", "d"} <= report.merged.keys()
 
 
