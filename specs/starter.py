@@ -33,9 +33,10 @@ targets:
   # - {name: ada, backend: tensorrt-rtx, compute_capability: "8.9"}
   # - {name: turing, backend: tensorrt-rtx, compute_capability: "7.5"}
 
-precision: fp32  # or tf32
+precision: fp32  # or tf32; fp16, bf16, as far as `verify` allows; int8, fp8, with `calibration`
 
 # How exactly the package must compute what the model does. Checked by `optc compile`, if it is here.
+# `verify: {}` asks for the default of the precision.
 # verify: {atol: 1.0e-4, rtol: 1.0e-4}
 # With inputs of your own: verify: {data: "verify/*.npz"}
 
