@@ -10,7 +10,7 @@ measured by the same means (lowered.py).
 
     SQNR       signal over quantisation noise in dB, on optc's simulator, of the original on ONNX
                Runtime with its optimisations off; of the output where it is the least
-    top-1      how often the largest entry is the same; along the classes, where an output has them
+    top-1      how often the largest entry along the last axis (of images: the channels) is the same
     quantised  the share of the floating-point operations that is done on int8
     low        the same on int8 or fp16
     Q, DQ      how many of them
