@@ -292,6 +292,8 @@ def _decided(
         tf32=tf32,
     )
     chooser = Chooser(prepared, oracle, progress) if is_lowered(spec.precision) else None
+    if chooser:
+        chooser.check_targets(targets)
     lowerer = Lowerer(
         passes=partial(registry.lowerers, spec.passes.options),
         floats=chooser.wanted.floats if chooser else "fp32",
@@ -303,8 +305,6 @@ def _decided(
     engines = EngineBuilder(
         question, workers, oracle, store, folder, progress, legaliser, lowerer, tf32=tf32
     )
-    if chooser:
-        chooser.check_targets(targets)
     progress.step("asking TensorRT what it takes")
     refused = {target.name: _refused(engines, target, chooser) for target in targets}
     plans = begin(targets, refused, question, engines.legalise)

@@ -23,6 +23,7 @@ from optc.optimizer.cache_folder import cache_folder
 from optc.optimizer.capability import check_targets
 from optc.optimizer.criteria import Criteria
 from optc.optimizer.made_up import At, Bound, bytes_needed, made_up, sizes
+from optc.optimizer.node_session import give_back_memory
 from optc.optimizer.oracle import Oracle
 from optc.optimizer.partition import Off, Plan
 from optc.optimizer.precision import Judge, Kept, Wanted, wanted
@@ -78,7 +79,6 @@ class Chooser:
         self._oracle = oracle
         self._progress = progress
         self._notes: list[Diagnostic] = []
-        self._digests: list[str] = []
         self._amax: dict[str, float] = {}
         self.wanted = wanted(prepared)
 
@@ -134,6 +134,8 @@ class Chooser:
         if not wanted or spec.calibration is None:
             return {}
         self._progress.step("calibrating")
+        for _, data in self._verification:
+            check_no_leak(self._calibration, data)
         asked = spec.calibration
 
         def run(feeds: Mapping[str, Array], names: Collection[str], see: See) -> object:
@@ -183,6 +185,7 @@ class Chooser:
         choice = Choice(nodes, self.wanted.kept, notes=self._notes)
         if any(len(each) > 1 for each in levels.values()):
             self._search(choice)
+            give_back_memory()  # engines are built next
         choice.nodes = {name: p for name, p in choice.nodes.items() if p != "fp32"}
         for plan in plans:
             lower(plan, choice, self.wanted, self._prepared)
@@ -276,11 +279,11 @@ class Chooser:
         Input is made up only where there is nothing else: noise says little of what real input needs.
         """
         checked = self._prepared.checked
-        verify, precision = checked.spec.verify, checked.spec.precision
+        precision = checked.spec.precision
         data = [
             measure.Sample(sample.name, sample.load, group)
-            for group, patterns in _patterns(verify)
-            for sample in self._read(patterns)
+            for group, samples in self._verification
+            for sample in samples
         ]
         quantised = self.wanted.lowest in ("int8", "fp8")
         if quantised and not data and precision.calibration:
@@ -313,12 +316,17 @@ class Chooser:
             progress=self._progress,
         )
 
-    def _read(self, patterns: Sequence[str]) -> list[Sample]:
-        folder = self._prepared.checked.path.parent
-        found = samples_of(folder, patterns, self._prepared, progress=self._progress)
-        check_no_leak(self._calibration, found)
-        self._digests += [sample.digest for sample in found]
-        return found
+    @cached_property
+    def _verification(self) -> list[tuple[str | None, list[Sample]]]:
+        """Each group of samples to verify with; None for what is in no group."""
+        checked = self._prepared.checked
+        return [
+            (
+                group,
+                samples_of(checked.path.parent, patterns, self._prepared, progress=self._progress),
+            )
+            for group, patterns in _patterns(checked.spec.verify)
+        ]
 
     def _made_up(self) -> Iterator[measure.Sample]:
         """Yield made-up input of the shapes that verification has, each once."""
@@ -348,7 +356,7 @@ class Chooser:
             [profile.items() for profile in self._prepared.profiles],
             [(each.name, each.levels) for each in problem.candidates],
             sorted(self._amax.items()),
-            self._digests,
+            [sample.digest for _, samples in self._verification for sample in samples],
         ]
         key = hashlib.sha256(json.dumps(depends_on, default=str).encode()).hexdigest()
         return measure.Journal(cache_folder() / "precision" / f"{key[:32]}.jsonl", key)

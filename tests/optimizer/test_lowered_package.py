@@ -234,11 +234,21 @@ def test_data_to_verify_with_are_not_calibrated_with(tmp_path: Path) -> None:
     data(tmp_path, "calib", 2, seed=1)
     x = np.load(tmp_path / "calib" / "1.npz")["x"]
     np.savez_compressed(tmp_path / "same.npz", x=x)
-    precision = "{default: int8, calibration: {data: calib/*.npz}}"
+    precision = "{default: int8, calibration: {data: calib/*.npz, cache: r.json}}"
     spec = spec_of(tmp_path, NET, precision, "verify: {data: same.npz}")
     with pytest.raises(InputError) as caught:
         compiled(spec)
     assert [each.code for each in caught.value.diagnostics] == ["calibration-leak"]
+    assert not (tmp_path / "r.json").exists(), "ranges of such data are not kept"
+
+
+def test_a_target_is_asked_before_anything_is_calibrated(tmp_path: Path) -> None:
+    data(tmp_path, "calib", 1, seed=1)
+    precision = "{default: fp8, calibration: {data: calib/*.npz, cache: r.json}}"
+    with pytest.raises(SpecError) as caught:
+        compiled(spec_of(tmp_path, NET, precision, capability="8.6"))
+    assert [each.code for each in caught.value.diagnostics] == ["precision-not-on-target"]
+    assert not (tmp_path / "r.json").exists()
 
 
 def test_a_plan_says_what_each_stage_computes_in(
