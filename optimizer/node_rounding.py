@@ -13,7 +13,7 @@ from onnx import ModelProto, TensorProto, helper
 from optc.passes.float_port import FLOAT32, is_movement, nodes_of_sizes, ports
 from optc.passes.graph import Names, Node, all_bodies, export_model, import_model
 from optc.passes.linear import peek
-from optc.passes.lower_floats import fate
+from optc.passes.lower_floats import fate, shortened
 from optc.passes.precision import DTYPES, Float
 from optc.passes.shape import Shapes
 
@@ -112,7 +112,7 @@ class _Casts:
         for index in rounding.inputs:
             tensor = node.inputs[index]
             if isinstance(tensor, gs.Constant):
-                values = peek(tensor).astype(DTYPES[rounding.floats]).astype(FLOAT32)
+                values = shortened(peek(tensor), DTYPES[rounding.floats]).astype(FLOAT32)
                 node.inputs[index] = gs.Constant(self.names.fresh(tensor.name), values)
             else:
                 node.inputs[index] = gs.Variable(self.names.fresh(tensor.name), FLOAT32)

@@ -42,6 +42,7 @@ from optc.optimizer.reference import Array, owned
 from optc.passes.determinism import RANDOM
 from optc.passes.graph import all_nodes, bodies_of, reads
 from optc.passes.linear import peek
+from optc.passes.lower_floats import shortened
 from optc.passes.precision import DTYPES, Float, Lowering, NodePrecision
 from optc.passes.quantisation import (
     EightBits,
@@ -624,5 +625,7 @@ class _Constants:
             scales = weight_scales(array, form.axis, form.eight)
             value = value_of(rounded_to_eight_bits(array, scales, form.eight, form.axis))
             return _rounded(value, form.floats)
+        if form.floats != "fp32" and tensor.dtype == np.float32:
+            return value_of(shortened(peek(tensor), DTYPES[form.floats]).astype(np.float32))
         exact = self._held.get((tensor.name, EXACT))
         return _rounded(value_of(peek(tensor)) if exact is None else exact, form.floats)

@@ -20,10 +20,13 @@ from onnx import helper
 from onnx.defs import OpSchema
 
 from optc.passes.graph import WITH_BODIES, all_nodes, bodies_of
-from optc.passes.match import argument
+from optc.passes.match import argument, number
 from optc.passes.opset import NEWEST
 from optc.passes.precision import DTYPES, Float
 from optc.passes.shape import Shapes
+
+NO_END = float(np.finfo(np.float32).max)
+"""What masks are written with: it and its negative stand for infinity."""
 
 DTypeOf = Callable[[gs.Tensor], np.dtype[Any] | None]
 
@@ -352,10 +355,18 @@ def _positions(graph: gs.Graph, shapes: Shapes) -> set[str]:
             counted.update(map(id, made))
         elif node.op == "ConstantOfShape" or (node.op in COPYING and read <= constant):
             constant.update(map(id, made))
+        elif any(map(_is_mask, node.inputs)):
+            continue  # of what is counted it is said here what counts not at all
         elif read & counted and read <= counted | constant and (node.op in POSITIONAL or not made):
             counted.update(map(id, made))
             found.add(node.name)
     return found
+
+
+def _is_mask(tensor: gs.Tensor) -> bool:
+    """Whether ``tensor`` is a constant of one number that stands for infinity."""
+    value = number(tensor)
+    return value is not None and abs(value) == NO_END
 
 
 def _counts(tensor: gs.Tensor, shapes: Shapes) -> bool:

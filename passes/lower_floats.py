@@ -46,7 +46,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import networkx as nx
@@ -58,6 +58,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from optc.passes.contract import Facts, Pass, Report
 from optc.passes.float_port import (
     FLOAT32,
+    NO_END,
     NO_FLOATS,
     Ports,
     cast_to,
@@ -143,9 +144,23 @@ class CastValues(LazyValues):  # type: ignore[misc]
         self.nbytes = math.prod(self.shape) * dtype.itemsize
 
     def load(self) -> Array:
-        """Return the values, each the nearest that the type has."""
-        with np.errstate(over="ignore", under="ignore"):
-            return np.asarray(peek(self.constant)).astype(self.dtype)
+        """Return the values, as `shortened` makes them."""
+        return shortened(peek(self.constant), self.dtype)
+
+
+def shortened(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Return float32 ``values`` in the short type ``dtype``, each the nearest that it has.
+
+    The largest number of float32 is what masks write for infinity. It becomes the largest of the
+    type: a Softmax over nothing but infinities would return no numbers.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        short: Array = np.asarray(values).astype(dtype)
+    if np.isinf(short).any():
+        largest = np.array(_limits(dtype).largest, dtype)
+        short[values == NO_END] = largest
+        short[values == -NO_END] = -largest
+    return short
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +169,7 @@ class Fate:
 
     Attributes:
         numbers: How many there are besides 0.
-        largest: The largest magnitude of those that are finite.
+        largest: The largest magnitude of those that are finite, and stand not for infinity.
         overflows: Whether that is beyond the largest number of the type.
         lost: How many become 0.
         coarse: How many others are too small to keep all digits that the type has.
@@ -169,14 +184,14 @@ class Fate:
 
 def fate(constant: gs.Constant, dtype: np.dtype[Any]) -> Fate:
     """Return what becomes of the numbers of a float32 ``constant`` in the type ``dtype``."""
-    least, smallest = _limits(dtype)
+    least, smallest, _ = _limits(dtype)
     numbers, largest, lost, coarse = 0, 0.0, 0, 0
     values = np.asarray(peek(constant)).reshape(-1)
     for start in range(0, values.size, PIECE):
         sizes = np.abs(values[start : start + PIECE])
         top = float(sizes.max())
-        if not math.isfinite(top):
-            top = float(np.max(sizes, where=np.isfinite(sizes), initial=0.0))
+        if not top < NO_END:
+            top = float(np.max(sizes, where=sizes < NO_END, initial=0.0))
         largest = max(largest, top)
         below = int(np.count_nonzero(sizes < smallest))
         zeros = sizes.size - int(np.count_nonzero(sizes))
@@ -189,11 +204,18 @@ def fate(constant: gs.Constant, dtype: np.dtype[Any]) -> Fate:
     return Fate(numbers, largest, overflows, lost, coarse)
 
 
+class _Limits(NamedTuple):
+    """The least number of a type above 0, the least that has all its digits, and the largest."""
+
+    least: float
+    smallest: float
+    largest: float
+
+
 @cache
-def _limits(dtype: np.dtype[Any]) -> tuple[float, float]:
-    """Return the least number of ``dtype`` above 0, and the least that has all its digits."""
+def _limits(dtype: np.dtype[Any]) -> _Limits:
     limits = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
-    return float(limits.smallest_subnormal), float(limits.smallest_normal)
+    return _Limits(*map(float, (limits.smallest_subnormal, limits.smallest_normal, limits.max)))
 
 
 # --- the graph -----------------------------------------------------------------------------------

@@ -163,6 +163,13 @@ def test_positions_stay_up_to_what_they_are_combined_with() -> None:
     assert nodes_of_sizes(graph, infer(graph)) == {"angle", "wave", "floor", "number"}
 
 
+def test_a_mask_that_is_made_of_integers_is_no_position() -> None:
+    body = """g (int64[4] m) => (float[4] y) <float one = {1}, float low = {-3.4028234663852886e+38}>
+    { c = Cast <to=1> (m) [invert] n = Sub (one, c) [mask] y = Mul (n, low) }"""
+    graph = import_model(parsed(f'<ir_version: 10, opset_import: ["" : 23]>\n{body}'))
+    assert nodes_of_sizes(graph, infer(graph)) == {"invert"}
+
+
 def test_an_embedding_is_no_position() -> None:
     body = f"""g (int64[2] i) => (float[2,2] y) <float[3,2] table = {{{", ".join("123456")}}}>
     {{

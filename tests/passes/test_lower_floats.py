@@ -12,15 +12,15 @@ import onnx_graphsurgeon as gs
 import pytest
 from builder_says import Builder
 from generated import models
-from graphs import assert_same_numbers, parsed, text
+from graphs import assert_same_numbers, parsed, run, text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto
 
 from optc.passes.graph import all_nodes, export_model, import_model
-from optc.passes.lower_floats import FEWER_CASTS, CastValues, LowerFloats, fate
+from optc.passes.lower_floats import FEWER_CASTS, CastValues, LowerFloats, fate, shortened
 from optc.passes.pipeline import PassRecord, optimise
-from optc.passes.precision import DTYPES, Float, Lowering, NodePrecision
+from optc.passes.precision import DTYPES, LARGEST, Float, Lowering, NodePrecision
 
 HEAD = '<ir_version: 10, opset_import: ["" : 22]>\n'
 
@@ -448,6 +448,34 @@ def test_infinities_are_numbers_of_the_short_type_too() -> None:
     value = np.array([1, -np.inf, np.nan], np.float32)
     assert not fate(gs.Constant("w", value), DTYPES["fp16"]).overflows
     assert fate(gs.Constant("w", value * 1e5), DTYPES["fp16"]).overflows
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_what_masks_write_for_infinity_becomes_the_largest_number(precision: Float) -> None:
+    dtype, end = DTYPES[precision], np.finfo(np.float32).max
+    values = np.array([[-end, end, 2], [-np.inf, np.inf, np.nan]], np.float32)
+    largest = LARGEST[precision]
+    expected = np.array([[-largest, largest, 2], [-np.inf, np.inf, np.nan]], np.float32)
+    np.testing.assert_array_equal(shortened(values, dtype).astype(np.float32), expected)
+    assert shortened(np.array(-end, np.float32), dtype) == -largest
+    assert fate(gs.Constant("w", values), dtype).largest == 2
+
+
+def test_rows_that_are_masked_as_a_whole_are_numbers_still() -> None:
+    body = """
+        g (float[2,2] x, bool[2,2] m) => (float[2,2] y)
+        <float[2,2] w = {1, 2, 3, 4}, float low = {-3.4028234663852886e+38}>
+        {
+            [a] s = MatMul (x, w)
+            [b] f = Where (m, s, low)
+            [c] p = Softmax (f)
+            [d] y = MatMul (p, w)
+        }"""
+    before, after, report = lowered(HEAD + body)
+    assert not report.skipped
+    inputs = {"x": np.ones((2, 2), np.float32), "m": np.array([[True, False], [False, False]])}
+    expected, found = run(before, inputs), run(after, inputs)
+    np.testing.assert_allclose(found["y"], expected["y"], rtol=5e-3)
 
 
 def test_a_weight_of_which_nothing_is_left_keeps_its_node_in_fp32() -> None:
