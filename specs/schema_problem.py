@@ -71,6 +71,18 @@ _LISTS: Final = {
     ("precision", "keep_fp32"),
     ("precision", "layers"),
     ("verify", "data"),
+    ("verify", "detections"),
+}
+# Mappings whose keys do: what else stands in them is compared with the model all the same.
+_TABLES: Final = {
+    ("inputs",),
+    ("dims",),
+    ("precision",),
+    ("precision", "calibration"),
+    ("precision", "search"),
+    ("verify",),
+    ("verify", "groups"),
+    ("verify", "outputs"),
 }
 
 
@@ -148,7 +160,7 @@ def _unit(path: Path) -> Path:
     for length in range(len(path) - 1, 0, -1):
         outer = path[:length]
         in_table = length == 2 and outer[0] in ("inputs", "profiles")
-        if in_table or outer in _LISTS or outer in (("inputs",), ("dims",)):
+        if in_table or outer in _LISTS or outer in _TABLES:
             return path[: length + 1]
     return path[:1]
 
@@ -232,11 +244,15 @@ def _diagnostic(
             problem = f"{label} has {context['actual_length']} values"
             return Diagnostic("wrong-length", problem, "write two: `[low, high]`", place)
         case "greater_than_equal":
-            bound = int(context["ge"])
+            bound = f"{context['ge']:g}"
             problem = f"{label} is {value}, below {bound}"
             return Diagnostic("out-of-range", problem, f"write {bound} or more", place)
+        case "greater_than":
+            bound = f"{context['gt']:g}"
+            problem = f"{label} is {value}, not above {bound}"
+            return Diagnostic("out-of-range", problem, f"write more than {bound}", place)
         case "less_than_equal":
-            bound = int(context["le"])
+            bound = f"{context['le']:g}"
             problem = f"{label} is {value}, above {bound}"
             return Diagnostic("out-of-range", problem, f"write {bound} or less", place)
         case "float_type" if isinstance(value, int) and not isinstance(value, bool):
@@ -286,8 +302,8 @@ def _missing(source: Source, root: Table, at: Path, path: Path) -> Diagnostic | 
         return Diagnostic("wrong-length", problem, "write two: `[low, high]`", place)
     if isinstance(node, Table):
         unknown = node.entries.keys() - _part_at(path).model_fields.keys()
-        if nearest(str(at[-1]), unknown):
-            return None  # it is there, misspelt, and reported as an unknown key
+        if str(at[-1]) in node.faulty or nearest(str(at[-1]), unknown):
+            return None  # it is there, faulty or misspelt, and reported as such
     if not path:
         # No part of the file is at fault: show where the file begins.
         place = Place(place.file, place.line, place.column, 1, place.text)

@@ -689,3 +689,16 @@ def test_measures_of_numbers_say_nothing_of_booleans(beside_model: Path) -> None
     )
     text = VALID + "verify: {outputs: {kept: {agreement: 1, cosine: 0.5, top_k: {}}}}\n"
     assert codes(text) == ["not-for-this-output"] * 2
+
+
+def test_what_stands_beside_a_mistake_is_compared_all_the_same() -> None:
+    text = VALID + (
+        "precision: {default: fp16, keep_fp32: [{op: Sofmax}],\n"
+        "  layers: [{op: Conv, precision: int9}, {node: /nope, precision: fp16}],\n"
+        "  calibration: {data: none/*.npz, percentile: 3}, search: {max_runs: 0}}\n"
+        "verify: {atol: -1, groups: {hard: bad/*.npz}, outputs: {nothing: {cosine: 1}}}\n"
+    )
+    assert sorted(codes(text)) == sorted(
+        ["unknown-op", "unknown-precision", "unknown-node", "no-data", "out-of-range"]
+        + ["out-of-range", "out-of-range", "no-data", "unknown-output"]
+    )
