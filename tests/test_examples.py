@@ -218,14 +218,14 @@ def test_only_what_overflows_is_kept_in_fp32(example: Example) -> None:
     (stage,) = manifest_of(package)["stages"]
     assert set(stage["engines"]) == {"turing", "ada"}
     kept = {each["node"]: each["by"] for each in stage["precision"]["kept"]}
-    assert kept == dict.fromkeys(
-        ["/contrast/square", "/contrast/variance", "/contrast/root"], "search"
-    )
+    overflow = ["/contrast/square", "/contrast/variance", "/contrast/root"]
+    beside = ["/contrast/mean", "/contrast/distance"]
+    assert kept == dict.fromkeys(overflow, "search") | dict.fromkeys(beside, "rule")
     shown = console_of(folder)
     assert stages_in(shown["optc compile spec.yaml"]) == stages_in(done.stdout)
-    assert kept_in(shown["optc compile spec.yaml"]) == kept_in(done.stdout) == [*kept]
+    assert kept_in(shown["optc compile spec.yaml"]) == kept_in(done.stdout) == overflow
     (told,) = (output for command, output in shown.items() if command.startswith("python -c"))
-    assert told.split("\n") == [*(f"{node} fp32 search" for node in kept), ""]
+    assert told.split("\n") == [*(f"{node} fp32 {by}" for node, by in kept.items()), ""]
     assert manifest_of(package)["evidence"]["badness_of_lowest"] == "inf"
     assert (package / "precision.svg").is_file()
 
