@@ -211,7 +211,11 @@ def _count(number: int, noun: str) -> str:
 
 def _rewritten(stages: Iterable[Stage]) -> list[str]:
     """Return one line for each op and the passes that rewrote nodes of it."""
-    counted = Counter((each.op, each.passes) for stage in stages for each in stage.legalised)
+    # A node is one, in however many stages it stands for different targets.
+    nodes = {
+        (each.node, each.op, each.passes): None for stage in stages for each in stage.legalised
+    }
+    counted = Counter((op, passes) for _, op, passes in nodes)
     return [
         f"rewritten for TensorRT: {op} x{count}, by {', '.join(passes)}"
         for (op, passes), count in counted.items()
@@ -220,12 +224,14 @@ def _rewritten(stages: Iterable[Stage]) -> list[str]:
 
 def _kept(stages: Iterable[Stage]) -> list[str]:
     """Return a line for each reason, other than its cost, to keep nodes in more than asked for."""
-    kept = [each for stage in stages if stage.precision for each in stage.precision.kept]
-    reasons = Counter(
-        (each.op, each.precision, each.by, " ".join(each.text.split()))
-        for each in kept
+    kept = {
+        (each.node, each.op, each.precision, each.by, " ".join(each.text.split())): None
+        for stage in stages
+        if stage.precision
+        for each in stage.precision.kept
         if each.by != "search"
-    )
+    }
+    reasons = Counter((op, precision, by, text) for _, op, precision, by, text in kept)
     lines = []
     for (op, precision, by, text), count in reasons.most_common(MOST_REASONS):
         said = shorten(text, MOST_CHARACTERS, placeholder=" …")

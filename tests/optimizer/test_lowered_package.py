@@ -262,3 +262,16 @@ def test_a_plan_says_what_each_stage_computes_in(
     assert "kept in fp32: Softmax x1; spec: keep_fp32: {op: Softmax}" in shown
     assert "precision, simulated: " in shown
     assert planned.as_json()["evidence"]
+
+
+def test_a_node_is_counted_once_however_many_stages_it_stands_in(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = spec_of(tmp_path, NET, "{default: fp16, keep_fp32: [{op: MatMul}]}", capability="7.5")
+    turing = "{name: gpu, compute_capability: 7.5}"
+    ada = "{name: ada, compute_capability: 8.9}"
+    spec.write_text(spec.read_text().replace(turing, f"{turing}, {ada}"))
+    planned = plan_package(check(spec, known_passes=registry.names))
+    assert len(planned.manifest.stages) == 2, "7.5 does not multiply matrices in fp32"
+    planned.print()
+    assert "kept in fp32: MatMul x1; spec: keep_fp32: {op: MatMul}" in capsys.readouterr().out
