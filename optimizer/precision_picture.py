@@ -1,4 +1,4 @@
-"""Draws the trade-off between operations in low precision and error, as an SVG.
+"""Draws the trade-off between FLOPs in low precision and error, as an SVG.
 
 It is text alone, the same for the same points, and readable on a light and on a dark page.
 """
@@ -47,7 +47,7 @@ def picture_of(found: Found) -> str | None:
         return None
     return curve_svg(
         found.curve,
-        title="Error against the share of operations in low precision",
+        title="Error against the share of FLOPs in low precision",
         note=f"measured on {found.curve_sample}",
         margin=found.margin,
     )
@@ -124,7 +124,7 @@ def _frame(axes: _Axes) -> Iterator[str]:
         yield _text(x, bottom + 20, f"{percent} %", anchor="middle")
     yield _line(left, bottom, right, bottom, "axis")
     yield _line(left, TOP, left, bottom, "axis")
-    yield _text((left + right) / 2, HEIGHT - 16, "operations in low precision", anchor="middle")
+    yield _text((left + right) / 2, HEIGHT - 16, "FLOPs in low precision", anchor="middle")
     middle = (TOP + bottom) / 2
     yield (
         f'<text transform="translate(20 {_n(middle)}) rotate(-90)" text-anchor="middle">'
@@ -147,7 +147,7 @@ def _curve(axes: _Axes, points: Sequence[Point]) -> Iterator[str]:
     places = [(axes.x(p.share), axes.y(p.badness)) for p in points]
     yield f'<polyline class="curve" points="{" ".join(f"{_n(x)},{_n(y)}" for x, y in places)}"/>'
     for point, (x, y) in zip(points, places, strict=True):
-        words = f"{point.share:.1%} of the operations, {_error(point.badness)}, {point.kept} kept"
+        words = f"{point.share:.1%} of the FLOPs, {_error(point.badness)}, {point.kept} kept"
         yield (
             f'<circle class="point" cx="{_n(x)}" cy="{_n(y)}" r="3.5">'
             f"<title>{escape(words)}</title></circle>"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from optc.optimizer.compare import number
+from optc.optimizer.summary import percent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -80,7 +81,7 @@ def text_of(found: Found) -> str:
 def _verdict(found: Found) -> str:
     runs = f"{found.runs:.3g} runs on {found.samples} input{'s' if found.samples > 1 else ''}"
     kept = len(found.kept)
-    text = f"{found.share:.2%} of the operations in low precision"
+    text = f"{percent(found.share)} of the FLOPs in low precision"
     if kept:
         text += f", {kept} node{'s' if kept > 1 else ''} kept in more"
     text += f"; error {found.badness:.3g} of the tolerance"
@@ -98,7 +99,7 @@ def _worth_a_row(found: Found) -> list[Ranked]:
 
 def _curve(found: Found) -> str:
     table = _table()
-    for heading in ("operations in low precision", "error", "nodes kept"):
+    for heading in ("FLOPs in low precision", "error", "nodes kept"):
         table.add_column(heading, justify="right")
     table.add_column("")
     for point in found.curve:
@@ -113,11 +114,11 @@ def _ranking(ranked: Sequence[Ranked]) -> str:
     table.add_column("op")
     table.add_column("in")
     table.add_column("cost", justify="right", no_wrap=True)
-    table.add_column("operations", justify="right", no_wrap=True)
+    table.add_column("FLOPs", justify="right", no_wrap=True)
     table.add_column("why", overflow="fold")
     for each in ranked:
         cost = f"{each.cost:.3g}" if each.measured else f"~{each.cost:.2g}"
-        table.add_row(each.node, each.op, each.precision, cost, f"{each.flops_share:.2%}", each.why)
+        table.add_row(each.node, each.op, each.precision, cost, percent(each.flops_share), each.why)
     return _printed(table)
 
 

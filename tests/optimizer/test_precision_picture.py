@@ -51,7 +51,7 @@ def test_every_point_is_there_in_order_and_on_the_picture() -> None:
     _, _, width, height = map(float, picture.get("viewBox", "").split())
     assert 0 < min(across) <= max(across) < width
     assert 0 < min(down) <= max(down) < height
-    assert points[2][0].text == "96.0% of the operations, 0.61 of the tolerance, 2 kept"
+    assert points[2][0].text == "96.0% of the FLOPs, 0.61 of the tolerance, 2 kept"
 
 
 def test_the_chosen_point_and_the_tolerance_are_marked() -> None:
@@ -80,7 +80,7 @@ def test_what_is_no_number_stands_above_all() -> None:
     assert down[-1] == min(down)
     assert down[-1] < float(of_class(picture, "limit")[0].get("y1", ""))
     assert "∞" in texts(picture)
-    assert points[-1][0].text == "100.0% of the operations, no number, 0 kept"
+    assert points[-1][0].text == "100.0% of the FLOPs, no number, 0 kept"
 
 
 @pytest.mark.parametrize(

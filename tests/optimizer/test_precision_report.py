@@ -44,7 +44,7 @@ def test_the_text_says_what_was_found_and_why() -> None:
     text = text_of(FOUND)
     first, *_ = text.split("\n")
     assert first == (
-        "99.00% of the operations in low precision, 1 node kept in more; error 0.3 of the "
+        "99.00% of the FLOPs in low precision, 1 node kept in more; error 0.3 of the "
         "tolerance, with none kept inf; 12.5 runs on 4 inputs, 3.2 s"
     )
     assert "trade-off, measured on hard/1.npz:" in text
