@@ -13,7 +13,7 @@ from onnx import ModelProto, TensorProto, helper
 from optc.passes.float_port import FLOAT32, is_movement, nodes_of_sizes, ports
 from optc.passes.graph import Names, Node, all_bodies, export_model, import_model
 from optc.passes.linear import peek
-from optc.passes.lower_floats import fate, shortened
+from optc.passes.lower_floats import fate, shortened, why_not_its_constants
 from optc.passes.precision import DTYPES, Float
 from optc.passes.shape import Shapes
 
@@ -68,11 +68,9 @@ class Roundings:
         found = ports(node, self.dtype_of, floats, sizes=self._sizes)
         if isinstance(found, str):
             return None
-        for index in found.inputs:
-            if isinstance(node.inputs[index], gs.Constant):
-                what = fate(node.inputs[index], DTYPES[floats])
-                if what.overflows or (what.numbers and what.lost == what.numbers):
-                    return None  # such a node is not lowered
+        dtype = DTYPES[floats]
+        if why_not_its_constants(node, found, dtype, lambda constant: fate(constant, dtype)):
+            return None  # such a node is not lowered
         read = [i for i, t in enumerate(node.inputs) if t.name and self.dtype_of(t) == FLOAT32]
         is_exact = (
             is_movement(node)

@@ -43,7 +43,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
@@ -152,14 +152,20 @@ def shortened(values: Array, dtype: np.dtype[Any]) -> Array:
     """Return float32 ``values`` in the short type ``dtype``, each the nearest that it has.
 
     The largest number of float32 is what masks write for infinity. It becomes the largest of the
-    type: a Softmax over nothing but infinities would return no numbers.
+    type: a Softmax over nothing but infinities would return no numbers. And where all numbers are too
+    small they become the least of the type rather than 0: they keep something else from being 0.
     """
+    values = np.asarray(values)
     with np.errstate(over="ignore", under="ignore"):
-        short: Array = np.asarray(values).astype(dtype)
+        short: Array = values.astype(dtype)
     if np.isinf(short).any():
         largest = np.array(_limits(dtype).largest, dtype)
         short[values == NO_END] = largest
         short[values == -NO_END] = -largest
+    if not short.any() and values.any():
+        least = np.array(_limits(dtype).least, dtype)
+        short[values > 0] = least
+        short[values < 0] = -least
     return short
 
 
@@ -216,6 +222,38 @@ class _Limits(NamedTuple):
 def _limits(dtype: np.dtype[Any]) -> _Limits:
     limits = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
     return _Limits(*map(float, (limits.smallest_subnormal, limits.smallest_normal, limits.max)))
+
+
+GUARDS = ("Add", "Clip", "Max")
+"""Operators that keep others from 0 by a small constant: the least number of a type does that too."""
+
+
+def why_not_its_constants(
+    node: gs.Node,
+    found: Ports,
+    dtype: np.dtype[Any],
+    fate_of: Callable[[gs.Constant], Fate],
+) -> str | None:
+    """Return why the constants of ``node`` keep it in fp32, or None.
+
+    Args:
+        node: The node.
+        found: What of it would be in the short type.
+        dtype: The short type.
+        fate_of: Tells what becomes of a constant in it.
+    """
+    for constant in _constants(node, found):
+        what = fate_of(constant)
+        if what.overflows:
+            return f"{dtype.name} ends before {what.largest:.6g} in `{constant.name}`"
+        if what.numbers and what.lost == what.numbers and node.op not in GUARDS:
+            return (
+                f"nothing of `{constant.name}` is left in {dtype.name}:"
+                f" {what.largest:.6g} is 0 there"
+            )
+        if node.op in ("DequantizeLinear", "QuantizeLinear") and what.lost + what.coarse:
+            return f"the scales `{constant.name}` lose digits in {dtype.name}"
+    return None
 
 
 # --- the graph -----------------------------------------------------------------------------------
@@ -348,7 +386,7 @@ class _Change:
                 elif self.converts(node):
                     yield _Candidate(node, part, found, is_fixed=True, converts=True)
                 elif asked:
-                    if reason := self.why_not_its_constants(node, found):
+                    if reason := why_not_its_constants(node, found, self.dtype, self.fate_of):
                         self.report.skipped[node.name] = reason
                     else:
                         yield _Candidate(node, part, found, is_fixed=is_product(node))
@@ -360,20 +398,6 @@ class _Change:
         if node.op != "Cast" or node.domain:
             return False
         return {self.dtype_of(node.inputs[0]), cast_to(node)} == {FLOAT32, self.dtype}
-
-    def why_not_its_constants(self, node: gs.Node, found: Ports) -> str | None:
-        """Return why the constants of ``node`` keep it in fp32."""
-        for constant in _constants(node, found):
-            what, name = self.fate_of(constant), self.dtype.name
-            if what.overflows:
-                return f"{name} ends before {what.largest:.6g} in `{constant.name}`"
-            if what.numbers and what.lost == what.numbers:
-                return (
-                    f"nothing of `{constant.name}` is left in {name}: {what.largest:.6g} is 0 there"
-                )
-            if node.op in ("DequantizeLinear", "QuantizeLinear") and what.lost + what.coarse:
-                return f"the scales `{constant.name}` lose digits in {name}"
-        return None
 
     def fate_of(self, constant: gs.Constant) -> Fate:
         if id(constant) not in self.fates:
@@ -561,7 +585,9 @@ class _Change:
             what = self.fate_of(constant)
             if what.lost + what.coarse:
                 self.report.noted[constant.name] = (
-                    f"of {what.numbers} numbers {what.lost} are 0 in {self.dtype.name}, and"
+                    f"{what.largest:.6g} is the least number of {self.dtype.name} there"
+                    if what.lost == what.numbers
+                    else f"of {what.numbers} numbers {what.lost} are 0 in {self.dtype.name}, and"
                     f" {what.coarse} so small that they lose digits"
                 )
         return found

@@ -480,10 +480,30 @@ def test_rows_that_are_masked_as_a_whole_are_numbers_still() -> None:
 
 def test_a_weight_of_which_nothing_is_left_keeps_its_node_in_fp32() -> None:
     body = """
-        g (float[2,2] x) => (float[2,2] y) <float eps = {1e-12}, float[2,2] w = {1, 2, 3, 4}>
-        { [p] m = MatMul (x, w) [e] n = Max (m, eps) [q] y = MatMul (n, w) }"""
+        g (float[2,2] x) => (float[2,2] y) <float tiny = {1e-12}, float[2,2] w = {1, 2, 3, 4}>
+        { [p] m = MatMul (x, w) [e] n = Mul (m, tiny) [q] y = MatMul (n, w) }"""
     _, _, report = lowered(HEAD + body)
-    assert report.skipped == {"e": "nothing of `eps` is left in float16: 1e-12 is 0 there"}
+    assert report.skipped == {"e": "nothing of `tiny` is left in float16: 1e-12 is 0 there"}
+
+
+@pytest.mark.parametrize("guard", ["Add", "Max", "Clip"])
+def test_what_keeps_others_from_0_does_that_in_the_short_type_too(guard: str) -> None:
+    body = f"""
+        g (float[2,2] x) => (float[2,2] y) <float tiny = {{1e-12}}, float[2,2] w = {{1, 2, 3, 4}}>
+        {{ [p] m = MatMul (x, w) [e] n = {guard} (m, tiny) [d] d = Div (m, n) [q] y = MatMul (d, w) }}"""
+    before, after, report = lowered(HEAD + body)
+    assert not report.skipped
+    assert report.noted == {"tiny": "1e-12 is the least number of float16 there"}
+    zeros = {"x": np.zeros((2, 2), np.float32)}
+    np.testing.assert_array_equal(run(after, zeros)["y"], run(before, zeros)["y"])
+
+
+def test_numbers_that_are_all_too_small_become_the_least_of_the_type() -> None:
+    values = np.array([1e-12, -1e-9, 0], np.float32)
+    found = shortened(values, DTYPES["fp16"])
+    np.testing.assert_array_equal(found, np.array([2**-24, -(2**-24), 0], np.float16))
+    beside_others = shortened(np.array([1e-12, 1], np.float32), DTYPES["fp16"])
+    np.testing.assert_array_equal(beside_others, np.array([0, 1], np.float16))
 
 
 def test_small_numbers_of_weights_are_noted() -> None:
