@@ -20,8 +20,9 @@ too, and multiplies floats: the numbers are rounded for nothing. On 7.5 the floa
 MatMul must be fp16. Below 8.9 the builder refuses fp8 by name; a portable engine it builds, though it
 is to run on 8.0, too. A Conv in fp8 has kernels of at most 32 taps. A Conv in groups is widened with
 zeros to four channels a group, a depthwise one to many times its size: it stays in floats. Attention
-(product, Softmax, product) is one kernel in floats, and in fp8 where its lengths are static and both
-its products are in fp8. Else it is taken apart, its scores written to memory: it stays in floats.
+(product, Softmax, product) is one kernel in floats, and in fp8 where its lengths are static, both its
+products are in fp8, and no Where behind the Softmax guards against NaN. Else it is taken apart, its
+scores written to memory: it stays in floats.
 """
 
 from __future__ import annotations
@@ -181,12 +182,17 @@ def _of_matrices(
     ):
         return "it scales what it adds"
     if not any(constant):
-        if precision is None or softmax_of(node) is None:
+        softmax = softmax_of(node)
+        if precision is None or softmax is None:
             return Operands((0, 1))
         if precision == "int8":
             return "TensorRT has one kernel for attention of floats, and none for int8"
         if not _is_static(node):
             return "TensorRT has one kernel for attention of any length of floats, and none for fp8"
+        if any(reader.op in ("IsNaN", "Where") for reader in softmax.outputs[0].outputs):
+            return (
+                "its attention is guarded against NaN; TensorRT has no one kernel for that in fp8"
+            )
         return Operands((0, 1))
     weights = constant.index(True)
     rank = ranks[weights]
@@ -210,14 +216,13 @@ def softmax_of(node: gs.Node) -> gs.Node | None:
         if len(tensor.outputs) != 1 or tensor.outputs[0].op not in STEPS:
             break
         tensor = tensor.outputs[0].outputs[0]
-    for operand in node.inputs:
-        maker = made_by(operand, "Softmax", *STEPS)
-        for _ in range(MOST_STEPS):
-            if maker is None or maker.op == "Softmax":
-                break
-            maker = made_by(maker.inputs[0], "Softmax", *STEPS)
+    makers = [(made_by(operand, "Softmax", *STEPS), 0) for operand in node.inputs]
+    while makers:
+        maker, steps = makers.pop()
         if maker is not None and maker.op == "Softmax":
             return maker
+        if maker is not None and steps < MOST_STEPS:
+            makers += [(made_by(t, "Softmax", *STEPS), steps + 1) for t in maker.inputs]
     return None
 
 

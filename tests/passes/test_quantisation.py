@@ -192,6 +192,16 @@ def test_attention_is_quantised_to_fp8_and_of_one_length_only(
     assert quantisable(plain.nodes[0], _dtype_of, _rank_of, precision) == Operands((0, 1))
 
 
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_attention_that_is_guarded_against_nan_stays_floats(precision: EightBits) -> None:
+    guard = "n = IsNaN (p) r = Where (n, s, p) y = MatMul (r, v)"
+    graph = import_model(parsed(HEAD + ATTENTION.replace("y = MatMul (p, v)", guard)))
+    first, *_, last = graph.nodes
+    assert all(
+        isinstance(quantisable(node, _dtype_of, _rank_of, precision), str) for node in (first, last)
+    )
+
+
 def test_the_largest_magnitude_is_the_largest_number() -> None:
     assert quantised(np.float32([-6.35, 6.35]), scale_of(6.35, "int8"), "int8").tolist() == [
         -127,

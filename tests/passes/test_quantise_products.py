@@ -603,15 +603,25 @@ def test_fp8_of_more_than_32_taps_would_be_multiplied_as_floats(
 
 
 ATTENTION = "g (float[N,2,{t},32] q, float[N,2,32,{t}] k, float[N,2,{t},32] v) => (float y) "
-ATTENTION += "{{ [a] s = MatMul (q, k) [s] p = Softmax <axis = -1> (s) [b] y = MatMul (p, v) }}"
+ATTENTION += "<float z = {{0}}> {{ [a] s = MatMul (q, k) [s] p = Softmax <axis = -1> (s) {guard} "
+ATTENTION += "[b] y = MatMul ({p}, v) }}"
+GUARD = "[n] n = IsNaN (p) [w] r = Where (n, z, p)"
 
 
 @pytest.mark.parametrize(
-    ("precision", "length", "reads"),
-    [("int8", "32", "Half"), ("fp8", "32", "FP8"), ("fp8", "T", "Half")],
+    ("precision", "length", "guard", "reads"),
+    [
+        ("int8", "32", "", "Half"),
+        ("fp8", "32", "", "FP8"),
+        ("fp8", "T", "", "Half"),
+        ("fp8", "32", GUARD, "Half"),
+    ],
 )
-def test_attention_stays_one_kernel(precision: EightBits, length: str, reads: str) -> None:
-    model = inferred(onnx.parser.parse_model(HEAD + ATTENTION.format(t=length)))
+def test_attention_stays_one_kernel(
+    precision: EightBits, length: str, guard: str, reads: str
+) -> None:
+    source = ATTENTION.format(t=length, guard=guard, p="r" if guard else "p")
+    model = inferred(onnx.parser.parse_model(HEAD + source))
     [layers] = engine_layers([lowered(model, precision, "fp16")], "8.9")
     [kernel] = [layer for layer in layers if len(layer.reads) >= 4 and layer.kind == "kgen"]
     assert kernel.reads[:3] == (reads,) * 3
