@@ -20,9 +20,9 @@ too, and multiplies floats: the numbers are rounded for nothing. On 7.5 the floa
 MatMul must be fp16. Below 8.9 the builder refuses fp8 by name; a portable engine it builds, though it
 is to run on 8.0, too. A Conv in fp8 has kernels of at most 32 taps. A Conv in groups is widened with
 zeros to four channels a group, a depthwise one to many times its size: it stays in floats. Attention
-(product, Softmax, product) is one kernel in floats, and in fp8 where its lengths are static, both its
-products are in fp8, and no Where behind the Softmax guards against NaN. Else it is taken apart, its
-scores written to memory: it stays in floats.
+(product, Softmax, product) is one kernel in floats, and in fp8 where its lengths are static, the keys
+are 32 at least, both its products are in fp8, and no Where behind the Softmax guards against NaN. Else
+it is taken apart, its scores written to memory: it stays in floats.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ PRODUCTS = ("Conv", "Gemm", "MatMul")
 
 LEAST_CHANNELS = 4
 """Of a group of a Conv: fewer are widened with zeros."""
+
+LEAST_KEYS = 32
+"""Of attention in fp8."""
 
 MOST_TAPS = 32
 """Of the kernel of a Conv in fp8, over all its spatial axes: 4x8 are multiplied as fp8, 3x11 are not."""
@@ -187,8 +190,10 @@ def _of_matrices(
             return Operands((0, 1))
         if precision == "int8":
             return "TensorRT has one kernel for attention of floats, and none for int8"
-        if not _is_static(node):
+        if not _is_static(node, softmax):
             return "TensorRT has one kernel for attention of any length of floats, and none for fp8"
+        if softmax.outputs[0].shape[-1] < LEAST_KEYS:
+            return f"TensorRT has no one kernel for attention to less than {LEAST_KEYS} keys in fp8"
         if any(reader.op in ("IsNaN", "Where") for reader in softmax.outputs[0].outputs):
             return (
                 "its attention is guarded against NaN; TensorRT has no one kernel for that in fp8"
@@ -226,11 +231,11 @@ def softmax_of(node: gs.Node) -> gs.Node | None:
     return None
 
 
-def _is_static(node: gs.Node) -> bool:
-    """Whether both matrices that ``node`` multiplies have an extent in the graph."""
+def _is_static(node: gs.Node, softmax: gs.Node) -> bool:
+    """Whether the graph has the extents of the matrices of ``node`` and of the scores."""
     return all(
         tensor.shape is not None and all(isinstance(extent, int) for extent in tensor.shape[-2:])
-        for tensor in node.inputs
+        for tensor in (*node.inputs, softmax.outputs[0])
     )
 
 

@@ -385,7 +385,7 @@ def test_a_product_that_is_quantised_already_is_left_silently() -> None:
 
 def test_half_an_attention_is_not_quantised() -> None:
     source = """
-        g (float[1,4,8] q, float[1,8,4] k, float[1,4,8] v) => (float[1,4,8] y)
+        g (float[1,32,8] q, float[1,8,32] k, float[1,32,8] v) => (float[1,32,8] y)
         {
             [scores] s = MatMul (q, k)
             [soft]   p = Softmax (s)
@@ -613,6 +613,7 @@ GUARD = "[n] n = IsNaN (p) [w] r = Where (n, z, p)"
     [
         ("int8", "32", "", "Half"),
         ("fp8", "32", "", "FP8"),
+        ("fp8", "31", "", "Half"),
         ("fp8", "T", "", "Half"),
         ("fp8", "32", GUARD, "Half"),
     ],
