@@ -309,12 +309,12 @@ def write_models(
     """
     files: dict[Stage, str] = {}
     engines: dict[tuple[Stage, str], written.Engine] = {}
-    for number, stage in enumerate(decided.stages):
-        files[stage] = path_of_stage(number, stage)
+    for index, stage in enumerate(decided.stages):
+        files[stage] = path_of_stage(index, stage)
         builder.model_of(stage).rename(writer.folder / files[stage])
         for plan in decided.plans:
             if stage in plan.engines:
-                path = f"engines/{plan.target.name}/{number:02d}.engine"
+                path = f"engines/{plan.target.name}/{index:02d}.engine"
                 (writer.folder / path).parent.mkdir(parents=True, exist_ok=True)
                 builder.engine_of(stage, plan.target).rename(writer.folder / path)
                 engines[stage, plan.target.name] = writer.engine(path)
