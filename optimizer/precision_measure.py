@@ -262,8 +262,12 @@ class Measurements(Generic[R]):
 
     @property
     def runs_left(self) -> float:
-        """Runs that the limits allow yet."""
-        return self._limits.max_runs - self.runs
+        """Runs that the limits allow yet, at the pace so far."""
+        left = self._limits.max_runs - self.runs
+        seconds = self.seconds
+        if not seconds or not self.runs:
+            return left
+        return min(left, (self._limits.max_seconds - seconds) * self.runs / seconds)
 
     @property
     def seconds(self) -> float:

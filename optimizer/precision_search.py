@@ -40,6 +40,10 @@ from optc.specs.compile_spec import SearchLimits
 ENOUGH_SPLIT = 0.7
 """Share of the limits after which groups are not split any more: the rest is for trying them."""
 
+RUNS_TO_TRY = 60
+"""Runs that are left for trying where no group breaks the tolerance alone: where demands see errors
+in steps, what groups cost alone says little, and trying says more."""
+
 CURVE_SHARES = (0.25, 0.5, 0.75)
 """Shares of the operations in low precision that the trade-off is measured at, besides 0, 1 and
 that of what is chosen."""
@@ -415,14 +419,15 @@ class _Search:
         whole = self._cost(sample, _down(base, low))
         groups = [_Group(self._order(low), whole, whole.badness)]
         while open_ := [g for g in groups if g.weight > limit and len(g.nodes) > 1]:
-            if not self._may_split:
+            if self.measurements.used >= ENOUGH_SPLIT:
                 break
             self._split(groups, max(open_, key=self._priority), base, sample, whole)
         kept = [g for g in groups if g.weight > limit]
         factor = 0.0  # what is measured is this multiple of what is predicted
         while True:
-            if factor and self._may_split and (open_ := [g for g in kept if len(g.nodes) > 1]):
-                self._split(groups, max(open_, key=self._priority), base, sample, whole)
+            wide = [g for g in kept if len(g.nodes) > 1]
+            if factor and wide and self.measurements.runs_left > RUNS_TO_TRY:
+                self._split(groups, max(wide, key=self._priority), base, sample, whole)
                 kept = self._chosen(groups, factor, limit)
                 continue
             rest = [g for g in groups if not any(g is k for k in kept)]
@@ -437,10 +442,6 @@ class _Search:
             else:  # together they overflow
                 factor = max(limit / predicted, 2 * factor)
             kept = self._chosen(groups, factor, limit)
-
-    @property
-    def _may_split(self) -> bool:
-        return self.measurements.used < ENOUGH_SPLIT
 
     def _chosen(self, groups: Sequence[_Group], factor: float, limit: float) -> list[_Group]:
         """Return the groups to keep so that the others should stay within ``limit``."""
