@@ -43,13 +43,14 @@ class _Part:
         graph: The graph. Where nothing was rewritten it shares nodes with the whole.
         owners: Name of one of its nodes, of bodies too -> nodes of the whole it stands for.
         legalised: Name of a node of the whole that is rewritten in it -> names of the passes that did.
-        not_lowered: Name of a node of the whole that was to be lowered and could not be -> why.
+        not_lowered: Name of a node of the whole that could not be lowered as far as asked -> what it
+            computes in, and why.
     """
 
     graph: gs.Graph
     owners: Mapping[str, tuple[str, ...]]
     legalised: Mapping[str, tuple[str, ...]]
-    not_lowered: Mapping[str, str]
+    not_lowered: Mapping[str, tuple[NodePrecision, str]]
 
 
 class EngineBuilder:
@@ -127,8 +128,8 @@ class EngineBuilder:
         """Return name of a node that is rewritten in ``stage`` -> names of the passes that did."""
         return self._part(stage).legalised
 
-    def not_lowered(self, stage: Stage) -> Mapping[str, str]:
-        """Return name of a node of ``stage`` that was to be lowered and could not be -> why."""
+    def not_lowered(self, stage: Stage) -> Mapping[str, tuple[NodePrecision, str]]:
+        """Return name of a node that could not be lowered as far as asked -> what it is in, and why."""
         return self._part(stage).not_lowered
 
     # --- the builder -----------------------------------------------------------------------------
@@ -237,7 +238,7 @@ class EngineBuilder:
             graph = extract(self._question.graph, stage)
             owners: dict[str, tuple[str, ...]] = {n.name: (n.name,) for n in graph.nodes}
             legalised: dict[str, tuple[str, ...]] = {}
-            not_lowered: dict[str, str] = {}
+            not_lowered: dict[str, tuple[NodePrecision, str]] = {}
             if stage.recipes:
                 work = self._legaliser.rewritten(graph, stage.recipes)
                 graph, owners = work.graph, work.owners

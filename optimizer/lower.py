@@ -24,12 +24,13 @@ class Lowered:
     Attributes:
         graph: The graph, annotated. It shares nothing with the one that it was made from.
         owners: Name of one of its nodes -> names of the nodes before that it stands for.
-        skipped: Name of a node that could not be lowered -> why.
+        skipped: Name of a node that could not be lowered as far as asked -> what it computes in, and
+            why.
     """
 
     graph: gs.Graph
     owners: Mapping[str, tuple[str, ...]]
-    skipped: Mapping[str, str]
+    skipped: Mapping[str, tuple[NodePrecision, str]]
 
 
 class Lowerer:
@@ -86,7 +87,11 @@ class Lowerer:
         lowering = Lowering(wanted, self._floats, self._amax)
         report = optimise(copy, self._passes(), ranges=ranges, lowering=lowering)
         annotate(copy, infer(copy, opset=copy.opset, ranges=ranges))
-        skipped = {name: why for record in report.records for name, why in record.skipped.items()}
+        skipped: dict[str, tuple[NodePrecision, str]] = {}
+        for record in report.records:
+            # What is not quantised is in floats all the same.
+            left: NodePrecision = self._floats if record.name == "quantise-products" else "fp32"
+            skipped |= {name: (left, why) for name, why in record.skipped.items()}
         return Lowered(copy, report.origins, skipped)
 
     def _precision_of(

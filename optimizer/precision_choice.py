@@ -428,7 +428,7 @@ def kept_in(
     nodes: Sequence[str],
     plans: Sequence[Plan],
     choice: Choice,
-    not_lowered: Mapping[str, str],
+    not_lowered: Mapping[str, tuple[NodePrecision, str]],
     prepared: Prepared,
 ) -> list[Kept]:
     """Return those of ``nodes``, which a stage of ``plans`` has, that compute in more than asked for.
@@ -437,23 +437,26 @@ def kept_in(
         nodes: Names.
         plans: Of the targets that share the stage.
         choice: What was chosen.
-        not_lowered: Name of a node that was to be lowered and could not be -> why.
+        not_lowered: Name of a node that could not be lowered as far as asked -> what it computes in,
+            and why.
         prepared: The model.
     """
+    plan = plans[0]
     found = []
     for name in nodes:
-        op = prepared.question.node(name).op
+        op, chosen = prepared.question.node(name).op, choice.nodes.get(name)
         if name in not_lowered:
-            found.append(Kept(name, op, "fp32", "rule", not_lowered[name]))
-        elif raised := plans[0].raised.get(name):
+            precision, why = not_lowered[name]
+            found.append(Kept(name, op, precision, "rule", why))
+        elif raised := plan.raised.get(name):
             found.append(Kept(name, op, "fp32", raised.by, raised.text))
         elif name in choice.kept:
             found.append(choice.kept[name])
-        elif plans[0].lowered.get(name, choice.nodes.get(name)) != choice.nodes.get(name):
-            least = least_capability(op, choice.nodes[name])  # type: ignore[arg-type]
-            text = f"TensorRT multiplies {op} in {choice.nodes[name]} from compute capability {least} on"
-            found.append(Kept(name, op, plans[0].lowered[name], "rule", text))
-        elif name in choice.nodes and name not in plans[0].lowered and name in plans[0].recipes:
-            passes = ", ".join(plans[0].recipes[name].recipe.passes)
+        elif chosen and name in plan.recipes and name not in plan.lowered:
+            passes = ", ".join(plan.recipes[name].recipe.passes)
             found.append(Kept(name, op, "fp32", "rule", f"rewritten for TensorRT by {passes}"))
+        elif chosen and is_eight_bits(chosen) and plan.lowered.get(name) != chosen:
+            least = least_capability(op, chosen)
+            why = f"TensorRT multiplies {op} in {chosen} from compute capability {least} on"
+            found.append(Kept(name, op, plan.lowered[name], "rule", why))
     return found
