@@ -39,9 +39,12 @@ from optc.passes.flops import is_product
 from optc.passes.precision import DTYPES, NodePrecision
 from optc.passes.quantisation import EightBits, is_eight_bits, least_capability
 from optc.specs.compile_spec import Target, Verify
-from optc.specs.diagnostic import Diagnostic, Place
+from optc.specs.diagnostic import Diagnostic, ModelError, Place
 
 Array = npt.NDArray[Any]
+
+MADE_UP = "made-up input"
+"""How the names of samples begin that nobody gave."""
 
 
 @dataclass(slots=True)
@@ -203,16 +206,7 @@ class Chooser:
         spec = self._prepared.checked.spec
         samples = self._samples()
         if not samples:
-            self._notes.append(
-                Diagnostic(
-                    "precision-not-measured",
-                    f"nothing is known of what {spec.precision.default} costs: there is no input "
-                    "to measure it on",
-                    "give real inputs with `verify: {data: ...}`",
-                    self._place(self.wanted.lowest),
-                    severity="warning",
-                )
-            )
+            self._not_measured("there is no input to measure it on")
             return
         self._progress.step("searching the precision of each node")
         question = self._prepared.question
@@ -234,9 +228,16 @@ class Chooser:
             candidates=candidates,
             other_flops=sum(question.flops.values()) - sum(each.flops for each in candidates),
         )
-        found = search(
-            problem, spec.precision.search, self._progress, journal=self._journal(problem)
-        )
+        try:
+            found = search(
+                problem, spec.precision.search, self._progress, journal=self._journal(problem)
+            )
+        except ModelError as error:
+            if samples[0].name.startswith(MADE_UP):
+                words = "; ".join(diagnostic.problem for diagnostic in error.diagnostics)
+                self._not_measured(f"the model does not run on made-up input: {words}")
+                return
+            raise
         choice.nodes.update(found.nodes)
         choice.kept |= {
             each.node: Kept(each.node, each.op, each.precision, "search", each.why, each.cost)
@@ -247,6 +248,17 @@ class Chooser:
         choice.picture = picture_of(found)
         if not found.met or not found.complete:
             self._notes.append(self._shortfall(found))
+
+    def _not_measured(self, why: str) -> None:
+        self._notes.append(
+            Diagnostic(
+                "precision-not-measured",
+                f"nothing is known of what {self.wanted.lowest} costs: {why}",
+                "give real inputs with `verify: {data: ...}`",
+                self._place(self.wanted.lowest),
+                severity="warning",
+            )
+        )
 
     def _candidate(self, node: gs.Node, levels: tuple[NodePrecision, ...]) -> Candidate:
         question = self._prepared.question
@@ -341,7 +353,7 @@ class Chooser:
                 if shapes in seen or bytes_needed(inputs, profile, at) > Bound.here().bytes:
                     continue
                 seen.add(shapes)
-                name = f"made-up input, profile {index + 1}, {at}"
+                name = f"{MADE_UP}, profile {index + 1}, {at}"
                 yield measure.Sample(name, partial(made_up, inputs, profile, at))
 
     def _journal(self, problem: Problem) -> measure.Journal:

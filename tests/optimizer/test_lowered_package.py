@@ -275,3 +275,31 @@ def test_a_node_is_counted_once_however_many_stages_it_stands_in(
     assert len(planned.manifest.stages) == 2, "7.5 does not multiply matrices in fp32"
     planned.print()
     assert "kept in fp32: MatMul x1; spec: keep_fp32: {op: MatMul}" in capsys.readouterr().out
+
+
+def test_a_model_that_does_not_take_made_up_input_is_lowered_unmeasured(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    onnx.save(
+        onnx.parser.parse_model(
+            HEAD
+            + """
+            g (int64[2] ids) => (float[2,4] y)
+            <float[1,4] table = {1, 2, 3, 4}, float[4,4] w = {1,2,3,4,5,6,7,8,1,2,3,4,5,6,7,8}>
+            {
+                [look] r = Gather (table, ids)
+                [head] y = MatMul (r, w)
+            }"""
+        ),
+        tmp_path / "m.onnx",
+    )
+    spec.write_text(
+        "version: 1\nmodel: m.onnx\nprecision: fp16\n"
+        "targets: [{name: gpu, compute_capability: 8.9}]\n"
+    )
+    outcome = compiled(spec)
+    assert outcome.exit_code == 0
+    assert [each.code for each in outcome.notes if each.severity == "warning"][:1] == [
+        "precision-not-measured"
+    ]
+    assert outcome.manifest.stages[0].precision is not None
+    assert outcome.manifest.stages[0].precision.flops == {"fp16": 1.0}
