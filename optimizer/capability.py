@@ -16,6 +16,10 @@ from optc.passes.precision import DTYPES, NodePrecision
 from optc.specs.compile_spec import Target
 from optc.specs.diagnostic import Diagnostic, Place, SpecError
 
+LEAST_OF_PORTABLE = "8.0"
+"""A portable engine is for Ampere and later. The builder takes float8 for it, and most of these GPUs
+do not have it; so it is asked for the least of them."""
+
 SIZE = 16
 """Channels, rows and columns."""
 
@@ -47,11 +51,11 @@ def check_targets(
             [_product(precision) for precision in asked],
             target.backend,
             profiles=[()] * len(asked),
-            compute_capability=target.compute_capability,
+            compute_capability=target.compute_capability or LEAST_OF_PORTABLE,
         )
         for precision, verdict in zip(asked, verdicts, strict=True):
             if verdict.refused is not None:
-                capability = target.compute_capability or "portable"
+                capability = target.compute_capability or f"portable, from {LEAST_OF_PORTABLE} on"
                 problems.append(
                     Diagnostic(
                         "precision-not-on-target",

@@ -45,12 +45,14 @@ class _Part:
         legalised: Name of a node of the whole that is rewritten in it -> names of the passes that did.
         not_lowered: Name of a node of the whole that could not be lowered as far as asked -> what it
             computes in, and why.
+        noted: Name of a constant -> what became of its small numbers.
     """
 
     graph: gs.Graph
     owners: Mapping[str, tuple[str, ...]]
     legalised: Mapping[str, tuple[str, ...]]
     not_lowered: Mapping[str, tuple[NodePrecision, str]]
+    noted: Mapping[str, str]
 
 
 class EngineBuilder:
@@ -131,6 +133,10 @@ class EngineBuilder:
     def not_lowered(self, stage: Stage) -> Mapping[str, tuple[NodePrecision, str]]:
         """Return name of a node that could not be lowered as far as asked -> what it is in, and why."""
         return self._part(stage).not_lowered
+
+    def noted(self, stage: Stage) -> Mapping[str, str]:
+        """Return name of a constant of ``stage`` -> what became of its small numbers."""
+        return self._part(stage).noted
 
     # --- the builder -----------------------------------------------------------------------------
 
@@ -239,6 +245,7 @@ class EngineBuilder:
             owners: dict[str, tuple[str, ...]] = {n.name: (n.name,) for n in graph.nodes}
             legalised: dict[str, tuple[str, ...]] = {}
             not_lowered: dict[str, tuple[NodePrecision, str]] = {}
+            noted: Mapping[str, str] = {}
             if stage.recipes:
                 work = self._legaliser.rewritten(graph, stage.recipes)
                 graph, owners = work.graph, work.owners
@@ -254,12 +261,13 @@ class EngineBuilder:
                     name: tuple(dict.fromkeys(o for part in parts for o in owners.get(part, ())))
                     for name, parts in lowered.owners.items()
                 }
+                noted = lowered.noted
                 asked = dict(stage.lowered)
                 not_lowered = {n: why for n, why in lowered.skipped.items() if n in asked}
             # A failure may name a node in a body; what moves is the control-flow node around it.
             for node in graph.nodes:
                 owners.update((inner.name, owners[node.name]) for inner in _inside(node))
-            self._parts[stage] = _Part(graph, owners, legalised, not_lowered)
+            self._parts[stage] = _Part(graph, owners, legalised, not_lowered, noted)
         return self._parts[stage]
 
     # --- files -----------------------------------------------------------------------------------

@@ -26,11 +26,13 @@ class Lowered:
         owners: Name of one of its nodes -> names of the nodes before that it stands for.
         skipped: Name of a node that could not be lowered as far as asked -> what it computes in, and
             why.
+        noted: Name of a constant -> what became of its small numbers.
     """
 
     graph: gs.Graph
     owners: Mapping[str, tuple[str, ...]]
     skipped: Mapping[str, tuple[NodePrecision, str]]
+    noted: Mapping[str, str]
 
 
 class Lowerer:
@@ -92,7 +94,8 @@ class Lowerer:
             # What is not quantised is in floats all the same.
             left: NodePrecision = self._floats if record.name == "quantise-products" else "fp32"
             skipped |= {name: (left, why) for name, why in record.skipped.items()}
-        return Lowered(copy, report.origins, skipped)
+        noted = {name: what for record in report.records for name, what in record.noted.items()}
+        return Lowered(copy, report.origins, skipped, noted)
 
     def _precision_of(
         self,

@@ -39,6 +39,7 @@ class Decided:
         legalised: Stage in which nodes are rewritten -> name of such a node -> names of the passes
             that did.
         kept: Stage -> those of its nodes that compute in more than was asked for.
+        noted: Stage -> name of a constant -> what became of its small numbers.
         choice: What nodes were chosen to compute in; None where nothing is lowered.
     """
 
@@ -46,6 +47,7 @@ class Decided:
     rounds: list[Round]
     legalised: Mapping[Stage, Mapping[str, tuple[str, ...]]]
     kept: Mapping[Stage, Sequence[Kept]]
+    noted: Mapping[Stage, Mapping[str, str]]
     choice: Choice | None
 
     @classmethod
@@ -75,7 +77,8 @@ class Decided:
             if choice is not None
         }
         legalised = {stage: engines.legalised(stage) for stage in users if stage.recipes}
-        return cls(plans, rounds, legalised, kept, choice)
+        noted = {stage: engines.noted(stage) for stage in users if stage.lowered}
+        return cls(plans, rounds, legalised, kept, noted, choice)
 
     @property
     def notes(self) -> Sequence[Diagnostic]:
@@ -192,7 +195,9 @@ def _stage(
         flops_share=round(question.share(stage), 6),
         why=() if on_tensorrt else _why(prepared, own, stage),
         legalised=_legalised(prepared, own, stage, decided.legalised.get(stage, {})),
-        precision=_precision(prepared, stage, decided.kept.get(stage, ())),
+        precision=_precision(
+            prepared, stage, decided.kept.get(stage, ()), decided.noted.get(stage, {})
+        ),
         profiles=tuple(
             {
                 name: written.Shapes(min=low, opt=opt, max=high)
@@ -246,7 +251,9 @@ def _legalised(
     )
 
 
-def _precision(prepared: Prepared, stage: Stage, kept: Sequence[Kept]) -> written.StagePrecision:
+def _precision(
+    prepared: Prepared, stage: Stage, kept: Sequence[Kept], noted: Mapping[str, str]
+) -> written.StagePrecision:
     """Return what the nodes of ``stage`` compute in; one with bodies is what most in them are."""
     question = prepared.question
     whole = "tf32" if prepared.checked.spec.precision.default == "tf32" else "fp32"
@@ -268,6 +275,7 @@ def _precision(prepared: Prepared, stage: Stage, kept: Sequence[Kept]) -> writte
     return written.StagePrecision(
         nodes=dict(counts),
         flops={name: round(share / total, 6) if total else 0.0 for name, share in flops.items()},
+        constants=noted,
         kept=tuple(
             written.KeptNode(
                 **asdict(each) | {"cost": number(each.cost)},

@@ -200,11 +200,14 @@ class StagePrecision(_Part):
         nodes: Precision -> how many of the stage's nodes compute floats in it.
         flops: Precision -> its share of the FLOPs of these nodes, 0 to 1.
         kept: The nodes in more than the spec asks for.
+        constants: Name of a constant of the stage -> what became of its smallest numbers, where they
+            are below what the short type holds in full.
     """
 
     nodes: Mapping[str, int] = {}
     flops: Mapping[str, float] = {}
     kept: tuple[KeptNode, ...] = ()
+    constants: Mapping[str, str] = {}
 
 
 class Stage(_Part):

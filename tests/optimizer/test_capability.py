@@ -20,7 +20,7 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Oracle]:
         yield Oracle(workers, tmp_path_factory.mktemp("cache"))
 
 
-def refused(oracle: Oracle, precisions: set[NodePrecision], capability: str) -> list[str]:
+def refused(oracle: Oracle, precisions: set[NodePrecision], capability: str | None) -> list[str]:
     """Return the problems that a target of this compute capability has with ``precisions``."""
     place = Place("spec.yaml", 3, 1, 4, "precision: x")
     target = Target(name="gpu", compute_capability=capability)
@@ -50,3 +50,9 @@ def test_an_older_target_is_refused_in_the_words_of_the_builder(
     (problem,) = refused(oracle, {precision, "fp16"}, capability)
     assert f"target `gpu` ({capability}) does not compute in {precision}; builder: " in problem
     assert "HW-specific datatypes" in problem
+
+
+def test_a_portable_engine_computes_in_what_all_its_gpus_have(oracle: Oracle) -> None:
+    assert refused(oracle, {"fp16", "bf16", "int8"}, None) == []
+    (problem,) = refused(oracle, {"fp8"}, None)
+    assert "target `gpu` (portable, from 8.0 on) does not compute in fp8" in problem

@@ -303,3 +303,18 @@ def test_a_model_that_does_not_take_made_up_input_is_lowered_unmeasured(tmp_path
     ]
     assert outcome.manifest.stages[0].precision is not None
     assert outcome.manifest.stages[0].precision.flops == {"fp16": 1.0}
+
+
+def test_weights_that_are_too_small_for_the_type_are_told(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, NET, "fp16")
+    model = onnx.load(tmp_path / "m.onnx")
+    (weight,) = [tensor for tensor in model.graph.initializer if tensor.name == "w"]
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[0, 0, 0, 0] = 1e-9
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, "w"))
+    onnx.save(model, tmp_path / "m.onnx")
+    (stage,) = compiled(spec).manifest.stages
+    assert stage.precision is not None
+    ((name, words),) = stage.precision.constants.items()
+    assert name.startswith("w")
+    assert "of 288 numbers 1 are 0 in float16" in words
