@@ -308,7 +308,7 @@ def _decided(
     progress.step("asking TensorRT what it takes")
     refused = {target.name: _refused(engines, target, chooser) for target in targets}
     plans = begin(targets, refused, question, engines.legalise)
-    choice = chooser.choose(plans) if chooser else None
+    choice = chooser.choose(plans, lowerer) if chooser else None
     progress.step("building engines")
     rounds = settle(
         question, plans, engines.build if build else None, engines.blame, engines.legalise

@@ -22,6 +22,7 @@ from optc.optimizer import precision_measure as measure
 from optc.optimizer.cache_folder import cache_folder
 from optc.optimizer.capability import check_targets
 from optc.optimizer.criteria import Criteria
+from optc.optimizer.lower import Lowerer
 from optc.optimizer.made_up import At, Bound, bytes_needed, made_up, sizes
 from optc.optimizer.node_session import give_back_memory
 from optc.optimizer.oracle import Oracle
@@ -42,6 +43,10 @@ from optc.specs.compile_spec import Target, Verify
 from optc.specs.diagnostic import Diagnostic, ModelError, Place
 
 Array = npt.NDArray[Any]
+
+MARGINS = (1.0, 0.6, 0.35)
+"""Shares of the margin that are searched for, one after the other, until what is then written is exact
+enough, too."""
 
 MADE_UP = "made-up input"
 """How the names of samples begin that nobody gave."""
@@ -180,14 +185,19 @@ class Chooser:
 
     # --- the search ------------------------------------------------------------------------------
 
-    def choose(self, plans: Sequence[Plan]) -> Choice:
-        """Return what each node computes in, and let ``plans`` do so."""
+    def choose(self, plans: Sequence[Plan], lowerer: Lowerer) -> Choice:
+        """Return what each node computes in, and let ``plans`` do so.
+
+        Args:
+            plans: One for each target.
+            lowerer: Says what of that is written.
+        """
         self._leave_out(plans)
         levels = self.wanted.levels
         nodes = {name: each[0] for name, each in levels.items()}
         choice = Choice(nodes, self.wanted.kept, notes=self._notes)
         if any(len(each) > 1 for each in levels.values()):
-            self._search(choice)
+            self._search(choice, lowerer)
             give_back_memory()  # engines are built next
         choice.nodes = {name: p for name, p in choice.nodes.items() if p != "fp32"}
         for plan in plans:
@@ -201,7 +211,7 @@ class Chooser:
             if all(name in p.off or (rewritten and name in p.recipes) for p in plans):
                 del self.wanted.levels[name]
 
-    def _search(self, choice: Choice) -> None:
+    def _search(self, choice: Choice, lowerer: Lowerer) -> None:
         """Search the nodes that cost too much, and note in ``choice`` what was found."""
         spec = self._prepared.checked.spec
         samples = self._samples()
@@ -221,17 +231,25 @@ class Chooser:
             floats=self.wanted.floats,
             amax=self._amax,
         )
+        criteria = Criteria.of(spec.verify, spec.precision.default, self._prepared.outputs)
         problem = Problem(
             runs=_Spread(simulator, self.wanted),
             samples=samples,
-            judge=Criteria.of(spec.verify, spec.precision.default, self._prepared.outputs),
+            judge=criteria,
             candidates=candidates,
             other_flops=sum(question.flops.values()) - sum(each.flops for each in candidates),
         )
         try:
-            found = search(
-                problem, spec.precision.search, self._progress, journal=self._journal(problem)
-            )
+            for share in MARGINS:
+                margin = spec.precision.search.margin * share
+                limits = spec.precision.search.model_copy(update={"margin": margin})
+                found = search(problem, limits, self._progress, journal=self._journal(problem))
+                written = self._as_written(found, lowerer)
+                if written is None:
+                    break
+                badness = _badness(simulator, written, samples, criteria)
+                if badness <= max(1.0, found.badness):
+                    break
         except ModelError as error:
             if samples[0].name.startswith(MADE_UP):
                 words = "; ".join(diagnostic.problem for diagnostic in error.diagnostics)
@@ -248,6 +266,17 @@ class Chooser:
         choice.picture = picture_of(found)
         if not found.met or not found.complete:
             self._notes.append(self._shortfall(found))
+
+    def _as_written(self, found: Found, lowerer: Lowerer) -> dict[str, NodePrecision] | None:
+        """Return what the nodes compute in once they are written; None where that is as was found.
+
+        A node is left in fp32 where that saves Casts. It then rounds less, and yet what comes out may
+        be further off: errors cancel, and do so no more.
+        """
+        asked = self.wanted.spread(found.nodes)
+        skipped = lowerer.lowered(self._prepared.graph, asked).skipped
+        left = {name: precision for name, (precision, _) in skipped.items() if name in asked}
+        return {**asked, **left} if left else None
 
     def _not_measured(self, why: str) -> None:
         self._notes.append(
@@ -372,6 +401,21 @@ class Chooser:
         ]
         key = hashlib.sha256(json.dumps(depends_on, default=str).encode()).hexdigest()
         return measure.Journal(cache_folder() / "precision" / f"{key[:32]}.jsonl", key)
+
+
+def _badness(
+    simulator: Simulator,
+    nodes: Mapping[str, NodePrecision],
+    samples: Sequence[measure.Sample],
+    criteria: Criteria,
+) -> float:
+    """Return the largest error of ``nodes`` on ``samples``, as a multiple of what is allowed."""
+    worst = 0.0
+    for sample in samples:
+        reference = simulator.reference(sample.feeds())
+        found = simulator.run(reference, nodes)
+        worst = max(worst, criteria.badness(reference.outputs, found, sample.group))
+    return worst
 
 
 class _Spread:
