@@ -32,8 +32,8 @@ from optc.optimizer.lower import Lowerer
 from optc.optimizer.oracle import Oracle
 from optc.optimizer.package import PackageWriter, WeightStore, sha256_of, writing
 from optc.optimizer.partition import Off, begin, settle
-from optc.optimizer.precision import is_lowered
 from optc.optimizer.precision_choice import Chooser
+from optc.optimizer.precision_levels import is_lowered
 from optc.optimizer.prepare import Prepared, prepare
 from optc.optimizer.progress import Progress, Silent
 from optc.optimizer.record import Decided, manifest_of, path_of_stage, report_of, write_models
@@ -149,7 +149,9 @@ def plan_package(
         _start(workers, wanted)
         prepared = prepare(checked, progress)
         store = WeightStore(Path(folder))
-        decided, _ = _decided(prepared, wanted, workers, store, Path(folder), progress, build=build)
+        decided, _ = _decided(
+            prepared, wanted, workers, store, Path(folder), progress, build=build, plan=True
+        )
         store.close()
         files = {stage: path_of_stage(n, stage) for n, stage in enumerate(decided.stages)}
         manifest = manifest_of(
@@ -276,8 +278,12 @@ def _decided(
     progress: Progress,
     *,
     build: bool = True,
+    plan: bool = False,
 ) -> tuple[Decided, EngineBuilder]:
-    """Ask the parser what it refuses, choose precisions, then build and blame until all builds."""
+    """Ask the parser what it refuses, choose precisions, then build and blame until all builds.
+
+    For a plan nothing of the user's is written, and for a quick one nothing is built.
+    """
     question, spec = prepared.question, prepared.checked.spec
     oracle = Oracle(workers)
     tf32 = spec.precision.default == "tf32"
@@ -291,7 +297,9 @@ def _decided(
         folder=stages,
         tf32=tf32,
     )
-    chooser = Chooser(prepared, oracle, progress) if is_lowered(spec.precision) else None
+    chooser = None
+    if is_lowered(spec.precision):
+        chooser = Chooser(prepared, oracle, progress, keep_ranges=not plan)
     if chooser:
         chooser.check_targets(targets)
     lowerer = Lowerer(

@@ -27,7 +27,7 @@ from optc.optimizer.made_up import At, Bound, bytes_needed, made_up, sizes
 from optc.optimizer.node_session import give_back_memory
 from optc.optimizer.oracle import Oracle
 from optc.optimizer.partition import Off, Plan
-from optc.optimizer.precision import Judge, Kept, Wanted, wanted
+from optc.optimizer.precision_levels import Judge, Kept, Wanted, wanted
 from optc.optimizer.precision_picture import picture_of
 from optc.optimizer.precision_report import evidence_of, text_of
 from optc.optimizer.precision_search import Candidate, Found, Problem, search
@@ -80,9 +80,13 @@ class Chooser:
         prepared: The model, whose spec asks for less than fp32 somewhere.
         oracle: Asked what targets can.
         progress: Told of what goes on.
+        keep_ranges: Whether the file that the spec names for them may be written.
     """
 
-    def __init__(self, prepared: Prepared, oracle: Oracle, progress: Progress) -> None:
+    def __init__(
+        self, prepared: Prepared, oracle: Oracle, progress: Progress, *, keep_ranges: bool
+    ) -> None:
+        self._keep_ranges = keep_ranges
         self._prepared = prepared
         self._oracle = oracle
         self._progress = progress
@@ -171,6 +175,7 @@ class Chooser:
             tensors,
             run,
             file=checked.path.parent / asked.cache if asked.cache else None,
+            keep=self._keep_ranges,
             progress=self._progress,
         )
         self._notes += ranges.notes

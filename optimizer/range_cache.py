@@ -110,6 +110,7 @@ def ranges_of(
     run: Run,
     *,
     file: Path | None = None,
+    keep: bool = True,
     progress: Progress | None = None,
 ) -> Ranges:
     """Return the ranges of ``wanted``, kept ones where nothing has changed.
@@ -120,6 +121,7 @@ def ranges_of(
         wanted: Names of tensors. Where only some are not known yet, those alone are taken.
         run: Runs the model; called only where something is to be taken.
         file: Of the user's; None for one in the cache folder.
+        keep: Whether the user's file may be written.
         progress: Told of each sample.
 
     Raises:
@@ -138,7 +140,8 @@ def ranges_of(
     missing = sorted(set(wanted) - known.keys())
     notes = list(store.warnings)
     if missing:
-        store.check_writable()
+        if keep:
+            store.check_writable()
         if kept is not None and not same:
             notes += _what_changed(store.path, kept, origin, data)
         percentile = origin.percentile if origin.percentile is not None else 100.0
@@ -155,7 +158,7 @@ def ranges_of(
         if kept is not None and not same and kept.model == origin.model:
             notes += _what_moved(kept.amax, known)
     now = _File(optc_ranges=1, **asdict(origin), data=data, amax=known)
-    if now != kept:
+    if now != kept and (keep or file is None):
         notes += store.write(now)
     amax = {name: found for name in wanted if (found := known[name]) is not None}
     return Ranges(amax, tuple(notes), reused=not missing)

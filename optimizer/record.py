@@ -17,8 +17,8 @@ from optc.optimizer.compare import number
 from optc.optimizer.engine import EngineBuilder
 from optc.optimizer.package import PackageWriter
 from optc.optimizer.partition import Plan, Round, profile_shapes
-from optc.optimizer.precision import Kept
 from optc.optimizer.precision_choice import Choice, kept_in
+from optc.optimizer.precision_levels import Kept
 from optc.optimizer.prepare import Prepared, type_of
 from optc.optimizer.summary import Outcome
 from optc.passes.graph import export_model, without_input_extents

@@ -318,3 +318,16 @@ def test_weights_that_are_too_small_for_the_type_are_told(tmp_path: Path) -> Non
     ((name, words),) = stage.precision.constants.items()
     assert name.startswith("w")
     assert "of 288 numbers 1 are 0 in float16" in words
+
+
+def test_a_plan_writes_no_ranges_beside_the_spec(tmp_path: Path) -> None:
+    data(tmp_path, "calib", 2, seed=1)
+    precision = "{default: int8, calibration: {data: calib/*.npz, cache: r.json}}"
+    spec = spec_of(tmp_path, NET, precision)
+    planned = plan_package(check(spec, known_passes=registry.names), build=False)
+    (stage,) = planned.manifest.stages
+    assert stage.precision is not None
+    assert "int8" in stage.precision.flops
+    assert not (tmp_path / "r.json").exists()
+    compiled(spec)
+    assert (tmp_path / "r.json").exists()
