@@ -8,6 +8,8 @@ from pathlib import Path
 
 import onnx_graphsurgeon as gs
 
+from optc.optimizer.reference import OrtRunner
+from optc.optimizer.simulation import simulated
 from optc.passes.contract import Pass
 from optc.passes.flops import is_product
 from optc.passes.graph import Place, all_nodes, export_model, import_model
@@ -96,6 +98,11 @@ class Lowerer:
             skipped |= {name: (left, why) for name, why in record.skipped.items()}
         noted = {name: what for record in report.records for name, what in record.noted.items()}
         return Lowered(copy, report.origins, skipped, noted)
+
+    def simulated(self, lowered: Lowered) -> OrtRunner:
+        """Return what computes as ``lowered`` does, on ONNX Runtime."""
+        model = export_model(lowered.graph, place=self._place, value_info=False)
+        return OrtRunner(simulated(model, self._folder), self._folder)
 
     def _precision_of(
         self,

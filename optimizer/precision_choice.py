@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
@@ -34,6 +35,7 @@ from optc.optimizer.precision_search import Candidate, Found, Problem, search
 from optc.optimizer.prepare import Prepared
 from optc.optimizer.progress import Progress
 from optc.optimizer.range_cache import Origin, identity_of, ranges_of
+from optc.optimizer.reference import ORT_ERRORS, OrtRunner, Rejected
 from optc.optimizer.samples import Sample, check_no_leak, samples_of
 from optc.optimizer.simulator import Reference, See, Simulator
 from optc.passes.flops import is_product
@@ -272,16 +274,23 @@ class Chooser:
         if not found.met or not found.complete:
             self._notes.append(self._shortfall(found))
 
-    def _as_written(self, found: Found, lowerer: Lowerer) -> dict[str, NodePrecision] | None:
-        """Return what the nodes compute in once they are written; None where that is as was found.
+    def _as_written(self, found: Found, lowerer: Lowerer) -> OrtRunner | None:
+        """Return the model as it is written, simulated; None where that is as it was searched.
 
         A node is left in fp32 where that saves Casts. It then rounds less, and yet what comes out may
-        be further off: errors cancel, and do so no more.
+        be further off: errors cancel, and do so no more. Others are written in parts, or round where
+        the search does not.
         """
         asked = self.wanted.spread(found.nodes)
-        skipped = lowerer.lowered(self._prepared.graph, asked).skipped
-        left = {name: precision for name, (precision, _) in skipped.items() if name in asked}
-        return {**asked, **left} if left else None
+        lowered = lowerer.lowered(self._prepared.graph, asked)
+        if self.wanted.lowest == "fp16" and not asked.keys() & lowered.skipped.keys():
+            return None
+        try:
+            return lowerer.simulated(lowered)
+        except ORT_ERRORS:
+            return (
+                None  # the whole in one piece is not what will run: verification has the last word
+            )
 
     def _not_measured(self, why: str) -> None:
         self._notes.append(
@@ -410,16 +419,20 @@ class Chooser:
 
 def _badness(
     simulator: Simulator,
-    nodes: Mapping[str, NodePrecision],
+    written: OrtRunner,
     samples: Sequence[measure.Sample],
     criteria: Criteria,
 ) -> float:
-    """Return the largest error of ``nodes`` on ``samples``, as a multiple of what is allowed."""
+    """Return the largest error of what is written, as a multiple of what is allowed."""
     worst = 0.0
     for sample in samples:
-        reference = simulator.reference(sample.feeds())
-        found = simulator.run(reference, nodes)
-        worst = max(worst, criteria.badness(reference.outputs, found, sample.group))
+        feeds = sample.feeds()
+        expected = simulator.reference(feeds).outputs
+        try:
+            found = written.run(feeds)
+        except Rejected:
+            return math.inf
+        worst = max(worst, criteria.badness(expected, found, sample.group))
     return worst
 
 
