@@ -86,6 +86,9 @@ class EngineBuilder:
         self._parts: dict[Stage, _Part] = {}
         self._legaliser = legaliser
         self._lowerer = lowerer
+        self._draft: (
+            tuple[Mapping[str, NodePrecision], ModelProto, Mapping[str, tuple[str, ...]]] | None
+        ) = None
         self._folder.mkdir(parents=True, exist_ok=True)
 
     # --- the parser ------------------------------------------------------------------------------
@@ -97,10 +100,7 @@ class EngineBuilder:
             target: Whom to ask.
             lowered: Name of a node, of bodies too -> the precision that it is asked about in.
         """
-        model, owners = self._whole, None
-        if lowered:
-            draft = self._lowerer.lowered(self._question.graph, lowered)
-            model, owners = export_model(draft.graph, place=self._store.for_stage), draft.owners
+        model, owners = self._lowered_whole(lowered) if lowered else (self._whole, None)
         found = self._oracle.refusals(
             model,
             target.backend,
@@ -113,6 +113,19 @@ class EngineBuilder:
         if owners is not None:
             found = {owner: why for name, why in found.items() for owner in owners.get(name, ())}
         return {name: Refused(refused.by, refused.text) for name, refused in found.items()}
+
+    def _lowered_whole(
+        self, lowered: Mapping[str, NodePrecision]
+    ) -> tuple[ModelProto, Mapping[str, tuple[str, ...]]]:
+        """Return the whole graph as lowered, and which nodes its nodes stand for.
+
+        All targets are asked about the same, so the last one is kept.
+        """
+        if self._draft is None or self._draft[0] != lowered:
+            draft = self._lowerer.lowered(self._question.graph, lowered)
+            model = export_model(draft.graph, place=self._store.for_stage)
+            self._draft = (dict(lowered), model, draft.owners)
+        return self._draft[1:]
 
     @cached_property
     def _whole(self) -> ModelProto:
