@@ -32,23 +32,9 @@ from optc.passes.shape import annotate, infer
 Feeds = dict[str, Any]
 Case = Callable[[Feeds], Feeds]
 
-LARGEST_CHECKED = 2 << 30
-"""Bytes of a file that onnx's checker takes as a whole."""
-
 FLOATS = ("float32", "float16", "bfloat16")
 LOW = ("float16", "bfloat16")
 QUANTISING = ("QuantizeLinear", "DequantizeLinear")
-
-
-def why_refused(model: Path) -> str:
-    """Return the reason of onnx's checker, or nothing where the model is fine or too large."""
-    if model.stat().st_size >= LARGEST_CHECKED:
-        return ""
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        return str(error).strip().splitlines()[0]
-    return ""
 
 
 # --- what it computes ----------------------------------------------------------------------------

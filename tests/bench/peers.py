@@ -40,6 +40,7 @@ import child
 import numpy as np
 import onnx
 from case import cases_of
+from checker import why_refused
 from tool import OURS, TOOLS, UNCOUNTED, ready
 
 from optc.optimizer.arrays import dtype_name, read_arrays, typed, write_arrays
@@ -51,9 +52,6 @@ ROUNDING = Tolerance(atol=1e-6, rtol=1e-4)
 """What is equal without a look at the noise; also what makes two rows the same."""
 
 STANDARD = {"", "ai.onnx", "ai.onnx.ml"}
-LARGEST_CHECKED = 2 << 30
-"""Bytes of a file that onnx's checker takes as a whole."""
-
 LONGEST_SECONDS = 600
 
 
@@ -180,17 +178,6 @@ def optimise(tool: str, model: str, folder: str, repeat: int, before: Mapping[st
     for index in range(len(before["cases"])):
         found = flattened(runner.run(read_arrays(Path(folder, f"in{index}.npz"))))
         write_arrays(target.with_name(f"out{index}.npz"), found)
-
-
-def why_refused(model: Path) -> str:
-    """Return the reason of onnx's checker, or nothing where the model is fine or too large."""
-    if model.stat().st_size >= LARGEST_CHECKED:
-        return ""
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        return str(error).strip().splitlines()[0]
-    return ""
 
 
 def ops_of(model: onnx.ModelProto) -> Counter[str]:

@@ -55,8 +55,9 @@ import child
 import numpy as np
 import onnx
 from case import cases_of, inputs_of
+from checker import why_refused
 from converter import CONVERTERS, LOW, OURS, converted
-from lowered import Chain, Feeds, engines_of, ledger_of, of_scale, outputs_of, why_refused
+from lowered import Chain, Feeds, engines_of, ledger_of, of_scale, outputs_of
 from picture import drawn, takes_pictures
 
 from optc.optimizer.arrays import read_arrays, write_arrays

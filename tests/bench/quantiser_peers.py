@@ -40,8 +40,9 @@ from typing import Any
 import child
 import numpy as np
 from case import cases_of, inputs_of
+from checker import why_refused
 from converter import OURS, converted
-from lowered import Chain, engines_of, ledger_of, outputs_of, sqnr_db, why_refused
+from lowered import Chain, engines_of, ledger_of, outputs_of, sqnr_db
 from picture import drawn, takes_pictures
 from precision_peers import FAULTS, first_line, models_in
 from quantiser import QUANTISERS
