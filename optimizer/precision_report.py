@@ -79,7 +79,8 @@ def text_of(found: Found) -> str:
 
 
 def _verdict(found: Found) -> str:
-    runs = f"{found.runs:.3g} runs on {found.samples} input{'s' if found.samples > 1 else ''}"
+    count = round(found.runs * found.samples)  # on one input each
+    runs = f"{count} runs over {found.samples} input{'s' if found.samples > 1 else ''}"
     kept = len(found.kept)
     text = f"{percent(found.share)} of the FLOPs in low precision"
     if kept:

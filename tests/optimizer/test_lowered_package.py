@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -12,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from optc.optimizer import precision_choice
 from optc.optimizer.compile import compile_package, plan_package, verify_package
 from optc.optimizer.runtime import load
 from optc.optimizer.summary import Outcome
@@ -331,3 +333,22 @@ def test_a_plan_writes_no_ranges_beside_the_spec(tmp_path: Path) -> None:
     assert not (tmp_path / "r.json").exists()
     compiled(spec)
     assert (tmp_path / "r.json").exists()
+
+
+def test_what_is_not_exact_enough_as_written_is_searched_again_for_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = precision_choice._badness
+    seen: list[float] = []
+
+    def worse_at_first(*arguments: Any) -> float:
+        seen.append(measured(*arguments))
+        return 2.0 if len(seen) == 1 else seen[-1]
+
+    monkeypatch.setattr(precision_choice, "_badness", worse_at_first)
+    outcome = compiled(spec_of(tmp_path, NET, "bf16", "verify: {}"))
+    assert outcome.exit_code == 0
+    assert len(seen) == 2
+    assert all(0 < badness <= 1 for badness in seen)
+    assert isinstance(outcome.manifest.evidence, dict)
+    assert outcome.manifest.evidence["margin"] == pytest.approx(0.8 * 0.6)

@@ -45,7 +45,7 @@ def test_the_text_says_what_was_found_and_why() -> None:
     first, *_ = text.split("\n")
     assert first == (
         "99.00% of the FLOPs in low precision, 1 node kept in more; error 0.3 of the "
-        "tolerance, with none kept inf; 12.5 runs on 4 inputs, 3.2 s"
+        "tolerance, with none kept inf; 50 runs over 4 inputs, 3.2 s"
     )
     assert "trade-off, measured on hard/1.npz:" in text
     assert [line.split()[-1] for line in text.split("\n") if "99.0%" in line] == ["chosen"]
