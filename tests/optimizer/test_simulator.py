@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 import onnxruntime as ort
 import pytest
 from generated import models
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -28,7 +28,7 @@ from optc.optimizer.node_session import (
     rounding_session,
     value_of,
 )
-from optc.optimizer.reference import OrtRunner
+from optc.optimizer.reference import OrtRunner, Rejected
 from optc.optimizer.simulation import simulated
 from optc.optimizer.simulator import See, Simulator
 from optc.passes import registry
@@ -335,7 +335,7 @@ def test_a_real_model_is_the_lowered_one_to_the_last_bit(
 def test_any_model_is_about_what_its_lowered_model_is(
     model: onnx.ModelProto, precision: Float
 ) -> None:
-    """About: the pass may leave a node in fp32 where that saves Casts."""
+    """Of what the pass leaves in fp32 where that saves Casts, the simulator is told."""
     graph = import_model(model)
     finish(graph)
     rng = np.random.default_rng(0)
@@ -344,14 +344,20 @@ def test_any_model_is_about_what_its_lowered_model_is(
         "z": rng.standard_normal((3, 2)).astype(np.float32),
         "flag": np.array(True),
     }
+    try:
+        exact = OrtRunner(export_model(graph), Path()).run(feeds)
+    except Rejected:
+        reject()  # ONNX Runtime does not run the model itself: there is nothing to compare with
     simulator = simulator_of(graph)
     reference = simulator.reference(feeds)
-    exact = OrtRunner(export_model(graph), Path()).run(feeds)
     for name, array in exact.items():
         np.testing.assert_allclose(reference.outputs[name], array, rtol=1e-5, atol=1e-6)
     nodes: dict[str, NodePrecision] = {node.name: precision for node in all_nodes(graph)}
-    found = simulator.run(reference, nodes)
-    expected = lowered_and_simulated(graph, Lowering(nodes), feeds)
+    copy = import_model(export_model(graph))
+    report = optimise(copy, registry.lowerers(), lowering=Lowering(nodes))
+    left = {name for record in report.records for name in record.skipped}
+    found = simulator.run(reference, {name: p for name, p in nodes.items() if name not in left})
+    expected = OrtRunner(simulated(export_model(copy)), Path()).run(feeds)
     step = 2.0 ** (-10 if precision == "fp16" else -7)
     for name, array in expected.items():
         scale = max(1.0, np.abs(reference.outputs[name]).max(initial=0))
