@@ -291,7 +291,9 @@ def _decided(
     legaliser = Legaliser(
         question,
         oracle,
-        legalisers=partial(registry.legalisers, spec.passes.disable, spec.passes.options),
+        legalisers=partial(registry.legalisers, spec.passes.disable, spec.passes.options)
+        if spec.passes.legalise
+        else tuple,
         optimisers=registry.passes(spec.passes.disable, options=spec.passes.options),
         place=store.for_stage,
         folder=stages,

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -22,9 +23,9 @@ from optc.passes.graph import all_nodes, bodies_of, reads
 from optc.passes.legalising import Recipe
 from optc.passes.precision import NodePrecision
 from optc.passes.profile_check import why_not_at
-from optc.passes.split import Runtime, Stage, split, why_not_whole
+from optc.passes.split import Runtime, Splitter, Stage, why_not_whole
 from optc.passes.tensorrt_rule import shape_readers, why_not_its_rounds, why_not_its_types
-from optc.specs.compile_spec import Range, Target
+from optc.specs.compile_spec import Cost, Range, Target
 from optc.specs.diagnostic import Diagnostic, ModelError, OptcError, Place, SpecError
 
 if TYPE_CHECKING:
@@ -166,6 +167,11 @@ class Question:
         flops: Node -> FLOPs.
         fallback: Runtime of what is off TensorRT.
         place_of_profiles: Where the spec gives extents.
+        units: Nodes that stay in one stage.
+        scopes: Name of a stage -> the nodes it holds, and no others.
+        runtimes: Name of a node -> the runtime that has to run it, if any has. Such nodes are in
+            ``off``, too.
+        cost: What running a stage is taken to cost.
     """
 
     graph: gs.Graph
@@ -176,6 +182,11 @@ class Question:
     flops: Mapping[str, int]
     fallback: Runtime = "onnxruntime"
     place_of_profiles: Place | None = None
+    units: Sequence[Collection[str]] = ()
+    scopes: Mapping[str, Collection[str]] = field(default_factory=dict)
+    runtimes: Mapping[str, Runtime] = field(default_factory=dict)
+    cost: Cost = field(default_factory=Cost)
+    _splitter: Splitter | None = None
     _profiles_are_fine: bool = False
     _nodes: dict[str, gs.Node] = field(default_factory=dict)
 
@@ -194,6 +205,44 @@ class Question:
     def nodes_of(self, stage: Stage) -> list[gs.Node]:
         """Return the nodes of ``stage``, repeated ones too."""
         return [self._nodes[name] for name in (*stage.nodes, *stage.repeated)]
+
+    def split(self, off: Collection[str]) -> list[Stage]:
+        """Return the stages of the graph with the nodes ``off`` off TensorRT."""
+        if self._splitter is None:
+            self._splitter = Splitter(
+                self.graph,
+                points=self.points,
+                is_free=self.is_free,
+                fallback=self.fallback,
+                bytes_of=lambda name: self.bytes_of(name) or 0,
+                units=self.units,
+                scopes=self.scopes,
+                runtimes=self.runtimes,
+            )
+        return self._splitter.split(off)
+
+    def bytes_of(self, name: str) -> int | None:
+        """Return the bytes of a tensor at the usual extents of the first profile.
+
+        None where its type is not known, or nothing bounds an axis.
+        """
+        return self._bytes(name, self.profiles[0], "opt")
+
+    def most_bytes_of(self, name: str) -> int | None:
+        """Return the most bytes of a tensor in any profile; None as for `bytes_of`."""
+        found = [self._bytes(name, profile, "max") for profile in self.profiles]
+        known = [each for each in found if each is not None]
+        return max(known) if len(known) == len(found) else None
+
+    def _bytes(
+        self, name: str, profile: Mapping[str, Range], end: Literal["opt", "max"]
+    ) -> int | None:
+        dims, dtype = self.shapes.dims(name), self.shapes.dtype(name)
+        if dims is None or dtype is None:
+            return None
+        ranges = [self.shapes.axis_range(axis, profile) for axis in dims]
+        extents = [getattr(each, end) for each in ranges if each is not None]
+        return math.prod(extents) * dtype.itemsize if len(extents) == len(dims) else None
 
     def check_profiles(self) -> None:
         """Make sure that the model takes the shapes of every optimisation profile.
@@ -342,13 +391,7 @@ def settled_stages(question: Question, plan: Plan) -> list[Stage]:
     """Return the stages of ``plan``; what no engine could hold as it stands is taken off first."""
     off = plan.off
     while True:
-        stages = split(
-            question.graph,
-            off,
-            points=question.points,
-            is_free=question.is_free,
-            fallback=question.fallback,
-        )
+        stages = question.split(off)
         problem = why_not_whole(question.graph, stages)
         assert problem is None, problem
         moved: Off = {}

@@ -91,7 +91,7 @@ def prepare(checked: CheckedSpec, progress: Progress, after: AfterStep | None = 
     progress.step("loading the model")
     model = read_model(checked.model_path)
     graph = load_graph(model, checked.inputs)
-    points = frozenset(spec.partition.points)
+    points = frozenset(p.tensor for p in spec.partition.points if p.tensor)
     selected = _selected(graph, checked)
     kept = points | _boundary(graph, selected)
     ops = {node.name: node.op for node in all_nodes(graph)}
@@ -170,7 +170,7 @@ def _notes(checked: CheckedSpec, graph: gs.Graph, points: frozenset[str]) -> lis
     """Return what became of partition points that no longer cut anything."""
     notes = list(checked.notes)
     made = {t.name for node in graph.nodes for t in node.outputs}
-    for index, point in enumerate(checked.spec.partition.points):
+    for index, point in enumerate(p.tensor for p in checked.spec.partition.points):
         if point in points - made:
             notes.append(
                 Diagnostic(

@@ -17,8 +17,9 @@ than sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import onnx_graphsurgeon as gs
@@ -45,6 +46,7 @@ class Stage:
         recipes: How those of ``nodes`` are rewritten that TensorRT would refuse as they are.
         lowered: Those of ``nodes``, and of the nodes in their bodies, that compute in less than
             fp32, each with its precision.
+        name: What the spec calls it; None where it gives it no name.
     """
 
     runtime: Runtime
@@ -55,12 +57,91 @@ class Stage:
     free: tuple[str, ...] = ()
     recipes: tuple[Recipe, ...] = ()
     lowered: tuple[tuple[str, NodePrecision], ...] = ()
+    name: str | None = None
 
     @property
     def work(self) -> tuple[str, ...]:
         """The nodes it owns that are not free."""
         free = set(self.free)
         return tuple(name for name in self.nodes if name not in free)
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """A tensor that passes between stages.
+
+    Attributes:
+        tensor: Its name.
+        maker: Index of the stage that makes it.
+        readers: Indices of the stages that read it, ascending.
+    """
+
+    tensor: str
+    maker: int
+    readers: tuple[int, ...]
+
+    @property
+    def boundaries(self) -> int:
+        """How many boundaries between stages it lives across."""
+        return self.readers[-1] - self.maker
+
+
+def crossings(stages: Sequence[Stage]) -> list[Crossing]:
+    """Return what passes between ``stages``, in the order in which it is made."""
+    readers: dict[str, list[int]] = {}
+    for index, stage in enumerate(stages):
+        for name in stage.inputs:
+            readers.setdefault(name, []).append(index)
+    return [
+        Crossing(name, index, tuple(readers[name]))
+        for index, stage in enumerate(stages)
+        for name in stage.outputs
+        if name in readers
+    ]
+
+
+class Splitter:
+    """Splits one graph, as often as nodes turn out to be off TensorRT.
+
+    Args:
+        graph: Topologically sorted; bodies go with their node.
+        points: Names of tensors where a stage must end.
+        is_free: Whether a node makes nothing but sizes and may be computed more than once. Nodes
+            that are off, control flow, and nodes that make an output or a point never are.
+        fallback: Runtime of what is off TensorRT.
+        bytes_of: Returns the bytes of a tensor, by its name, at usual extents.
+        units: Nodes that stay in one stage. Where one is off TensorRT, all of its unit are.
+        scopes: Name of a stage -> the nodes it holds, and no others.
+        runtimes: Name of a node that has a runtime of its own -> that. One on ``torch`` is a stage
+            by itself.
+    """
+
+    def __init__(
+        self,
+        graph: gs.Graph,
+        *,
+        points: Collection[str] = (),
+        is_free: Callable[[gs.Node], bool] = lambda node: False,
+        fallback: Runtime = "onnxruntime",
+        bytes_of: Callable[[str], int] = lambda name: 1,
+        units: Sequence[Collection[str]] = (),
+        scopes: Mapping[str, Collection[str]] = MappingProxyType({}),
+        runtimes: Mapping[str, Runtime] = MappingProxyType({}),
+    ) -> None:
+        self._graph = graph
+        self._points = frozenset(points)
+        self._is_free = is_free
+        self._fallback = fallback
+
+    def split(self, off: Collection[str]) -> list[Stage]:
+        """Return the stages of the graph in running order.
+
+        Args:
+            off: Names of nodes that cannot or shall not run on TensorRT.
+        """
+        return _Split(
+            self._graph, frozenset(off), self._points, self._is_free, self._fallback
+        ).stages()
 
 
 def split(
@@ -71,17 +152,8 @@ def split(
     is_free: Callable[[gs.Node], bool] = lambda node: False,
     fallback: Runtime = "onnxruntime",
 ) -> list[Stage]:
-    """Return the stages of ``graph`` in running order.
-
-    Args:
-        graph: Topologically sorted; bodies go with their node.
-        off: Names of nodes that cannot or shall not run on TensorRT.
-        points: Names of tensors where a stage must end.
-        is_free: Whether a node makes nothing but sizes and may be computed more than once. Nodes in
-            ``off``, control flow, and nodes that make an output or a point never are.
-        fallback: Runtime of the nodes in ``off``.
-    """
-    return _Split(graph, frozenset(off), frozenset(points), is_free, fallback).stages()
+    """Return the stages of ``graph`` in running order: `Splitter` for one question."""
+    return Splitter(graph, points=points, is_free=is_free, fallback=fallback).split(off)
 
 
 StageKey = tuple[int, int, int]

@@ -26,6 +26,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import NullableSchema
@@ -69,6 +70,11 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
     expected: ClassVar[str] = "a mapping"
+
+    @classmethod
+    def keys(cls) -> dict[str, FieldInfo]:
+        """Return the keys as a spec writes them, and the field of each."""
+        return {field.alias or name: field for name, field in cls.model_fields.items()}
 
 
 class ModelFile(Part):
@@ -215,6 +221,10 @@ Axis = Annotated[
     ),
 ]
 Real = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Names = Annotated[tuple[Name, ...], Field(strict=False, min_length=1)]
+StageName = Annotated[str, Field(pattern="^[A-Za-z][A-Za-z0-9_.-]{0,63}$")]
+"""A name that may stand in the name of a file."""
 
 
 class Input(Part):
@@ -553,17 +563,143 @@ class Passes(Part):
         default={},
         description="Name of a pass -> its options; `optc passes PASS` tells which it has.",
     )
+    legalise: bool = Field(
+        default=True,
+        description="Whether nodes that TensorRT refuses are rewritten into what it takes.",
+    )
+
+
+class Point(Part):
+    """Where a stage must end: at a tensor, or behind all nodes whose name matches a pattern."""
+
+    expected = 'the name of a tensor, or a mapping such as `{node: "/backbone/*"}`'
+
+    tensor: Name | None = Field(
+        default=None, description="A tensor of the original model. Its name alone says the same."
+    )
+    node: Name | None = Field(
+        default=None,
+        description="A node's name, or a pattern: a stage ends at every tensor that goes from a "
+        "node which matches to one that does not.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: object) -> object:
+        return {"tensor": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _has_one(self) -> Self:
+        if (self.tensor is None) == (self.node is None):
+            raise _fault(
+                "bad-point",
+                "this names both a tensor and nodes" if self.tensor else "this names no tensor",
+                'write the name of a tensor, or `{node: "/backbone/*"}`',
+            )
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Add the short form."""
+        return _or({"type": "string", "minLength": 1}, schema, handler)
+
+
+class Replacement(Part):
+    """A range of nodes that a torch module stands for."""
+
+    name: StageName = Field(
+        description="What the node in place of the range is called, and its stage.",
+    )
+    from_: Names = Field(
+        alias="from",
+        description="Tensors of the original model that the module takes, in the order of its "
+        "arguments.",
+    )
+    to: Names = Field(
+        description="Tensors of the original model that it gives, in the order of its results. "
+        "What is computed on the way from the ones to the others is replaced.",
+    )
+    torch: Name = Field(
+        description="File of the module, relative to the folder of the spec: TorchScript, or an "
+        "exported program (`.pt2`).",
+    )
+
+
+class Cost(Part):
+    """What running a stage is taken to cost, to tell whether an engine pays."""
+
+    measured: Name | None = Field(
+        default=None,
+        description="File that `optc run --costs` wrote on a machine like the one that will run "
+        "the package, relative to the folder of the spec. What is given beside it counts more.",
+    )
+    launch_us: Positive | None = Field(
+        default=None, description="Time to launch an engine, in microseconds; by default 20."
+    )
+    node_us: Positive | None = Field(
+        default=None,
+        description="Time that the fallback takes for a node beside its arithmetic, in "
+        "microseconds; by default 5.",
+    )
+    copy_us: Positive | None = Field(
+        default=None,
+        description="Time for a copy between GPU and host beside its bytes, in microseconds; by "
+        "default 10.",
+    )
+    copy_gb_s: Positive | None = Field(
+        default=None, description="Bytes copied between GPU and host, in GB/s; by default 12."
+    )
+    tensorrt_gflops: Positive | None = Field(
+        default=None, description="Arithmetic in engines, in GFLOP/s; by default 5000."
+    )
+    tensorrt_gb_s: Positive | None = Field(
+        default=None, description="Memory traffic in engines, in GB/s; by default 300."
+    )
+    fallback_gflops: Positive | None = Field(
+        default=None, description="Arithmetic in the fallback, in GFLOP/s; by default 50."
+    )
+    fallback_gb_s: Positive | None = Field(
+        default=None, description="Memory traffic in the fallback, in GB/s; by default 10."
+    )
+    keep_share: Real = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="An engine with this share of the FLOPs or more is kept whatever it costs, 0 "
+        "to 1.",
+    )
 
 
 class Partition(Part):
     """Where the model is cut, beyond what TensorRT itself asks for."""
 
-    points: Annotated[tuple[Name, ...], Field(strict=False)] = Field(
+    points: Annotated[tuple[Point, ...], Field(strict=False)] = Field(
         default=(), description="Tensors of the original model at which a stage must end."
+    )
+    scopes: dict[StageName, Patterns] = Field(
+        default_factory=dict,
+        description="Name of a stage -> the nodes it holds, and no others: a pattern for their "
+        "names, or a list.",
+    )
+    keep_together: Annotated[
+        tuple[Annotated[Selectors, Field(min_length=1)], ...], Field(strict=False)
+    ] = Field(
+        default=(),
+        description="Groups of nodes that stay in one stage, each a list of selectors. Where one "
+        "is off TensorRT, all of its group are.",
     )
     off_tensorrt: Selectors = Field(
         default=(),
         description="Nodes that must not run in TensorRT, named as in the original model.",
+    )
+    replace: Annotated[tuple[Replacement, ...], Field(strict=False)] = Field(
+        default=(), description="Ranges of nodes that torch modules stand for."
+    )
+    cost: Cost = Field(
+        default_factory=Cost,
+        description="What tells whether an engine pays for its launch and the copies around it.",
     )
 
 
@@ -571,8 +707,100 @@ class Fallback(Part):
     """What runs the stages that TensorRT does not take."""
 
     runtime: Runtime = Field(
-        default="onnxruntime", description="`torch` is not in this version of optc."
+        default="onnxruntime",
+        description="`torch` runs what `operators` and `partition.replace` give a module for, and "
+        "no operator of ONNX.",
     )
+
+
+DtypeName = Literal[
+    "float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"
+]
+
+
+class OperatorOutput(Part):
+    """How dtype and shape of an output of a custom operator follow from its inputs."""
+
+    like: int | None = Field(
+        default=None,
+        ge=0,
+        le=LARGEST_DIM,
+        description="Position of the input whose dtype and shape it has, from 0, where the keys "
+        "below do not say otherwise.",
+    )
+    dtype: DtypeName | None = Field(default=None, description="Type of its elements.")
+    shape: Annotated[tuple[Axis, ...], Field(strict=False)] | None = Field(
+        default=None,
+        description="One entry an axis: a number, the name of an axis of `inputs`, or arithmetic "
+        "with both (`+ - * //` and brackets). A name that no input has is an extent which the "
+        "data decide.",
+    )
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        if self.like is None and (self.dtype is None or self.shape is None):
+            what = "dtype" if self.dtype is None else "shape"
+            raise _fault(
+                "incomplete-output",
+                f"nothing says which {what} this output has",
+                f"add `{what}`, or `like: 0` for that of the first input",
+            )
+        return self
+
+
+class Operator(Part):
+    """An operator that ONNX does not have: what it returns, and who runs it."""
+
+    op: Name = Field(
+        description="Domain and op, such as `acme.vision::Peaks`. A model has the domain of each "
+        "node; optc shows both in this form."
+    )
+    inputs: Annotated[
+        tuple[Annotated[tuple[Axis, ...], Field(strict=False)], ...], Field(strict=False)
+    ] = Field(
+        default=(),
+        description="For each input, names (or numbers) of its axes, for `outputs` to refer to.",
+    )
+    outputs: Annotated[tuple[OperatorOutput, ...], Field(strict=False)] = Field(
+        min_length=1, description="What it returns, in order."
+    )
+    bounds: dict[Name, Axis] = Field(
+        default_factory=dict,
+        description="Name of an extent that the data decide -> what it never exceeds: a number, or "
+        "arithmetic with axes of `inputs`. An engine behind it needs that.",
+    )
+    onnxruntime: Name | None = Field(
+        default=None,
+        description="Shared library of ONNX Runtime custom operators that runs it, relative to the "
+        "folder of the spec.",
+    )
+    torch: Name | None = Field(
+        default=None,
+        description="File of a module that runs it on libtorch: TorchScript, or an exported "
+        "program (`.pt2`). It gets the inputs in order, and the node's attributes by name.",
+    )
+    tensorrt: Name | None = Field(
+        default=None,
+        description="Shared library of TensorRT plugins with which engines that hold it are built "
+        "and run.",
+    )
+
+    @model_validator(mode="after")
+    def _has_a_runner(self) -> Self:
+        if self.onnxruntime is not None and self.torch is not None:
+            raise _fault(
+                "two-runners",
+                f"both `onnxruntime` and `torch` are to run {self.op}",
+                "keep one of them",
+                ("torch",),
+            )
+        if self.onnxruntime is None and self.torch is None and self.tensorrt is None:
+            raise _fault(
+                "no-runner",
+                f"nothing says who runs {self.op}",
+                "name a file under `onnxruntime`, `torch` or `tensorrt`",
+            )
+        return self
 
 
 class TopK(Part):
@@ -713,6 +941,12 @@ class Gate(Part):
         description="Least share of the floating-point operations that runs in engines, 0 to 1, "
         "on every target.",
     )
+    max_boundary_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Most bytes that may cross between stages in one call, on every target, at the "
+        "largest extents of any profile. A tensor counts at every boundary that it crosses.",
+    )
 
 
 def _portable() -> tuple[Target, ...]:
@@ -754,6 +988,9 @@ class CompileSpec(Part):
     partition: Partition = Field(
         default_factory=Partition,
         description="Where the model is cut, beyond what TensorRT itself asks for.",
+    )
+    operators: Annotated[tuple[Operator, ...], Field(strict=False)] = Field(
+        default=(), description="Operators of the model that ONNX does not have."
     )
     fallback: Fallback = Field(
         default_factory=Fallback, description="What runs the stages that TensorRT does not take."

@@ -215,8 +215,9 @@ class Stage(_Part):
 
     Attributes:
         id: Its number; targets refer to it.
-        runtime: What runs it. ``torch`` is for a later version.
-        model: The stage as ONNX; every stage has one, whatever its runtime.
+        runtime: What runs it.
+        model: The stage as ONNX; every stage has one, whatever its runtime. That of a torch stage
+            holds one node, which says what its module takes and gives.
         engines: Name of a target -> its engine. Empty for a fallback stage.
         inputs: Names of the tensors it reads, from the caller or from earlier stages.
         outputs: Names of the tensors it makes that later stages or the caller read.
@@ -232,6 +233,10 @@ class Stage(_Part):
         profiles: What the engines were built with: for each of the package's profiles, in their
             order, the shapes of each input. Empty for a fallback stage.
         unconfirmed: In a plan: whether no build has shown that TensorRT takes the stage.
+        name: What the spec calls the stage; null where it gives it no name.
+        module: For a torch stage: the file of its module.
+        libraries: Shared libraries that its runtime has to load first: of ONNX Runtime custom
+            operators for a fallback stage, of TensorRT plugins for an engine.
     """
 
     id: int
@@ -249,6 +254,29 @@ class Stage(_Part):
     precision: StagePrecision | None = None
     profiles: tuple[Mapping[str, Shapes], ...] = ()
     unconfirmed: bool = False
+    name: str | None = None
+    module: PackagePath | None = None
+    libraries: tuple[PackagePath, ...] = ()
+
+
+class Crossing(_Part):
+    """A tensor that passes between stages.
+
+    Attributes:
+        tensor: Its name.
+        maker: Id of the stage that makes it.
+        readers: Ids of the stages that read it, in running order.
+        bytes: At the opt extents of the first profile; null where an axis has no bound.
+        most_bytes: At the largest extents of any profile; null likewise.
+        boundaries: How many boundaries between stages that run after one another it lives across.
+    """
+
+    tensor: str
+    maker: int
+    readers: tuple[int, ...]
+    bytes: int | None
+    most_bytes: int | None
+    boundaries: int
 
 
 class Target(_Part):
@@ -260,12 +288,14 @@ class Target(_Part):
         compute_capability: Of the GPU it is for; null for portable engines, and for those of the
             GPU that was at hand.
         stages: Ids of its stages, in running order.
+        crossings: What passes between them, but for inputs of the model; the largest first.
     """
 
     name: str
     backend: str
     compute_capability: str | None = None
     stages: tuple[int, ...]
+    crossings: tuple[Crossing, ...] = ()
 
 
 class PassRecord(_Part):
@@ -391,6 +421,8 @@ class Manifest(_Part):
                         target: engine.model_copy(update={"file": moved(engine.file)})
                         for target, engine in stage.engines.items()
                     },
+                    "module": moved(stage.module) if stage.module else None,
+                    "libraries": tuple(map(moved, stage.libraries)),
                 }
             )
             for stage in self.stages

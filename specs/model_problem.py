@@ -257,7 +257,9 @@ class Comparison:
         points = self.reading.spec.partition.points
         made = self._made if points else {}
         inputs = {value.name for value in self.outline.inputs}
-        for index, point in enumerate(points):
+        for index, point in enumerate(each.tensor for each in points):
+            if point is None:
+                continue
             node = made.get(point)
             place = self._place("partition", "points", index)
             if node is not None and node.depth == 0 and node.op_type != "Constant":

@@ -7,12 +7,12 @@ import types
 import typing
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from optc.specs.compile_spec import CompileSpec, Part, kind_of
+from optc.specs.compile_spec import CompileSpec, DtypeName, Part, kind_of
 from optc.specs.diagnostic import Diagnostic, Place, nearest
 from optc.specs.source import Items, Leaf, Node, Source, Table, copy_of, find, plain, scalar
 
@@ -32,6 +32,11 @@ _EXAMPLES: Final = {
     "data": 'data: "samples/*.npz"',
     "boxes": "boxes: boxes",
     "scores": "scores: scores",
+    "op": "op: acme::Peaks",
+    "outputs": "outputs: [{like: 0}]",
+    "from": "from: [features]",
+    "to": "to: [scores]",
+    "torch": "torch: module.pt",
 }
 _CHOICES: Final[dict[str, tuple[str, str, tuple[str, ...]]]] = {
     "default": ("unknown-precision", "precision", ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")),
@@ -43,6 +48,7 @@ _CHOICES: Final[dict[str, tuple[str, str, tuple[str, ...]]]] = {
     "color": ("unknown-choice", "color", ("rgb", "bgr", "gray")),
     "layout": ("unknown-choice", "layout", ("nchw", "nhwc")),
     "format": ("unknown-choice", "format of boxes", ("corners", "center")),
+    "dtype": ("unknown-choice", "type", get_args(DtypeName)),
 }
 _EXPECTED: Final = {
     "dict_type": "a mapping",
@@ -282,7 +288,7 @@ def _unknown_key(source: Source, root: Table, at: Path) -> Diagnostic:
     table = find(root, *outer)
     assert isinstance(table, Table), "only a mapping has keys"
     part = _part_at(tuple(outer))
-    known = list(part.model_fields)
+    known = list(part.keys())
     near = nearest(str(last), known)
     where = f"`{label_of(tuple(outer))}`" if outer else "a spec"
     return Diagnostic(
@@ -301,7 +307,7 @@ def _missing(source: Source, root: Table, at: Path, path: Path) -> Diagnostic | 
         problem = f"`{label_of(path)}` has {len(node.items)} values"
         return Diagnostic("wrong-length", problem, "write two: `[low, high]`", place)
     if isinstance(node, Table):
-        unknown = node.entries.keys() - _part_at(path).model_fields.keys()
+        unknown = node.entries.keys() - _part_at(path).keys()
         if str(at[-1]) in node.faulty or nearest(str(at[-1]), unknown):
             return None  # it is there, faulty or misspelt, and reported as such
     if not path:
@@ -362,7 +368,7 @@ def _part_at(path: Path) -> type[Part]:
     kind: Any = CompileSpec
     for key in path:
         if isinstance(kind, type) and issubclass(kind, Part):
-            kind = kind.model_fields[str(key)].annotation
+            kind = kind.keys()[str(key)].annotation
         else:
             kind = typing.get_args(kind)[0 if isinstance(key, int) else 1]
         while typing.get_origin(kind) in (Annotated, types.UnionType, typing.Union):
