@@ -64,12 +64,14 @@ class Part(BaseModel):
 
     Attributes:
         expected: What may stand in its place, in the words of an error.
+        from_text: Whether a text alone may stand in its place.
     """
 
     # Built when first used: `import optc.specs.compile_spec` stays cheap.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
     expected: ClassVar[str] = "a mapping"
+    from_text: ClassVar[bool] = False
 
     @classmethod
     def keys(cls) -> dict[str, FieldInfo]:
@@ -81,6 +83,7 @@ class ModelFile(Part):
     """The ONNX file to compile."""
 
     expected = "a path, or a mapping with `path` and `sha256`"
+    from_text = True
 
     path: str = Field(
         min_length=1, description="Path of the ONNX file, relative to the folder of the spec."
@@ -573,6 +576,7 @@ class Point(Part):
     """Where a stage must end: at a tensor, or behind all nodes whose name matches a pattern."""
 
     expected = 'the name of a tensor, or a mapping such as `{node: "/backbone/*"}`'
+    from_text = True
 
     tensor: Name | None = Field(
         default=None, description="A tensor of the original model. Its name alone says the same."

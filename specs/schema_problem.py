@@ -60,9 +60,9 @@ _EXPECTED: Final = {
 }
 
 
-def _parts(of: type[Part]) -> Iterator[tuple[str, str]]:
+def _parts(of: type[Part]) -> Iterator[tuple[str, type[Part]]]:
     for part in of.__subclasses__():
-        yield part.__name__, part.expected
+        yield part.__name__, part
         yield from _parts(part)
 
 
@@ -74,6 +74,9 @@ _LISTS: Final = {
     ("passes", "disable"),
     ("partition", "points"),
     ("partition", "off_tensorrt"),
+    ("partition", "keep_together"),
+    ("partition", "replace"),
+    ("operators",),
     ("precision", "keep_fp32"),
     ("precision", "layers"),
     ("verify", "data"),
@@ -83,6 +86,9 @@ _LISTS: Final = {
 _TABLES: Final = {
     ("inputs",),
     ("dims",),
+    ("partition",),
+    ("partition", "cost"),
+    ("partition", "scopes"),
     ("precision",),
     ("precision", "calibration"),
     ("precision", "search"),
@@ -243,6 +249,18 @@ def _diagnostic(
             return Diagnostic("empty-value", problem, "write a name", place)
         case "string_too_short":
             return Diagnostic("empty-value", f"{label} is empty", "write a name", place)
+        case "string_pattern_mismatch":
+            if at[-1] == "[key]":
+                outer = find(root, *path[:-1])
+                assert isinstance(outer, Table), "only a mapping has keys"
+                place = source.place(outer.entries[str(path[-1])][0])
+            return Diagnostic(
+                "bad-stage-name",
+                f"a stage cannot be called `{value if at[-1] != '[key]' else path[-1]}`: files are "
+                "named after it",
+                "write at most 64 letters, digits, `.`, `_` and `-`, a letter first",
+                place,
+            )
         case "string_too_long":
             problem = f"{label} has more than {context['max_length']} characters"
             return Diagnostic("out-of-range", problem, "write a shorter name", place)
@@ -263,10 +281,13 @@ def _diagnostic(
             return Diagnostic("out-of-range", problem, f"write {bound} or less", place)
         case "float_type" if isinstance(value, int) and not isinstance(value, bool):
             return Diagnostic("out-of-range", f"{label} is larger than any float", None, place)
-    expected = _EXPECTED.get(kind) or _PARTS.get(context.get("class_name", ""))
+    part = _PARTS.get(context.get("class_name", ""))
+    expected = _EXPECTED.get(kind) or (part and part.expected)
     if expected is None:
         return Diagnostic("wrong-type", f"{label}: {detail['msg']}", None, place)
     problem = f"{label} must be {expected}, not {kind_of(value)}"
+    if part and part.from_text:
+        kind = "string_type"
     return Diagnostic("wrong-type", problem, _retyped(source, kind, node), place)
 
 

@@ -69,6 +69,11 @@ MISTAKES = {
     "unknown-symbol": VALID.replace("ids_0", "many: 1, manny: 1, ids_0"),
     "unknown-tensor": VALID + "partition: {points: [rr]}\n",
     "bad-point": VALID + "partition: {points: [images]}\n",
+    "bad-stage-name": VALID + "partition: {scopes: {the stem: /stem/*}}\n",
+    "incomplete-output": VALID + "operators: [{op: a::B, outputs: [{dtype: bool}], torch: b.pt}]\n",
+    "no-runner": VALID + "operators: [{op: a::B, outputs: [{like: 0}]}]\n",
+    "two-runners": VALID
+    + "operators: [{op: a::B, outputs: [{like: 0}], torch: b.pt, onnxruntime: b.so}]\n",
     "unknown-output": VALID + "verify: {outputs: {boxez: {atol: 1}}}\n",
     "not-for-this-output": VALID + "verify: {outputs: {boxes: {agreement: 1}}}\n",
     "unknown-op": VALID + "partition: {off_tensorrt: [{op: Convv}]}\n",
@@ -593,7 +598,7 @@ def test_every_choice_and_every_key_that_is_needed_has_its_words() -> None:
     fields = [
         (name, field.annotation, field.is_required())
         for part in parts()
-        for name, field in part.model_fields.items()
+        for name, field in part.keys().items()
     ]
     assert len(fields) > 50
     for name, annotation, required in fields:
