@@ -7,8 +7,8 @@ number of elements, what NonMaxSuppression keeps is at most what it may keep. Th
 tensor cross a cut into an engine, which wants a largest extent for every axis.
 
 The operators' rules are in ``shape_arithmetic``, ``shape_movement``, ``shape_operator``,
-``shape_microsoft`` and ``shape_body``; an operator without a rule is asked of onnx's own inference,
-one node at a time.
+``shape_microsoft`` and ``shape_body``; those of operators that the spec declares in
+``custom_operator``. An operator without a rule is asked of onnx's own inference, one node at a time.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from onnx import TensorProto, TypeProto, helper, numpy_helper
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
 from optc.passes import shape_arithmetic, shape_microsoft, shape_movement, shape_operator
+from optc.passes.custom_operator import declaration_of
 from optc.passes.dimension import Dim, Expression, Interval, interval, substitute, symbol, symbols
 from optc.passes.graph import all_bodies, bodies_of
 from optc.passes.shape_body import infer_bodies
@@ -398,7 +399,8 @@ class _Walk:
         try:
             if bodies_of(node):
                 return infer_bodies(call, self.body)
-            known = RULES.get((node.domain or "", node.op))
+            custom = declaration_of(node)
+            known = custom.facts if custom else RULES.get((node.domain or "", node.op))
             result = None if known is None else known(call)
         except BROKEN:
             result = None
