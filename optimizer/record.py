@@ -23,7 +23,7 @@ from optc.optimizer.prepare import Prepared, type_of
 from optc.optimizer.summary import Outcome
 from optc.passes.graph import export_model, without_input_extents
 from optc.passes.precision import DTYPES
-from optc.passes.split import Stage
+from optc.passes.split import Stage, crossings
 from optc.specs import manifest as written
 from optc.specs.diagnostic import Diagnostic
 from optc.specs.manifest import Manifest
@@ -139,6 +139,7 @@ def manifest_of(
                 backend=plan.target.backend,
                 compute_capability=plan.target.compute_capability,
                 stages=tuple(ids[stage] for stage in plan.stages),
+                crossings=_crossings(prepared, plan, ids),
             )
             for plan in decided.plans
         ),
@@ -207,6 +208,25 @@ def _stage(
         ),
         unconfirmed=on_tensorrt and not all(plan.confirmed for plan in own),
     )
+
+
+def _crossings(
+    prepared: Prepared, plan: Plan, ids: Mapping[Stage, int]
+) -> tuple[written.Crossing, ...]:
+    """Return what passes between the stages of ``plan``, the largest first."""
+    question = prepared.question
+    found = [
+        written.Crossing(
+            tensor=crossing.tensor,
+            maker=ids[plan.stages[crossing.maker]],
+            readers=tuple(ids[plan.stages[reader]] for reader in crossing.readers),
+            bytes=question.bytes_of(crossing.tensor),
+            most_bytes=question.most_bytes_of(crossing.tensor),
+            boundaries=crossing.boundaries,
+        )
+        for crossing in crossings(plan.stages)
+    ]
+    return tuple(sorted(found, key=lambda crossing: -(crossing.bytes or 0)))
 
 
 def _why(prepared: Prepared, plans: Sequence[Plan], stage: Stage) -> tuple[written.Reason, ...]:
@@ -293,6 +313,11 @@ def _float_of(node: gs.Node) -> str | None:
             if precision != "int8" and tensor.dtype is not None and tensor.dtype == dtype:
                 return precision
     return None
+
+
+def ops_of(prepared: Prepared) -> dict[str, str]:
+    """Return the op of each node of the optimised graph, by its name."""
+    return {node.name: _op(node) for node in prepared.graph.nodes}
 
 
 def _op(node: gs.Node) -> str:

@@ -1,0 +1,255 @@
+"""Shows an explanation to people: the cuts one by one, then the work list as a table."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from textwrap import wrap
+from typing import TYPE_CHECKING
+
+from optc.optimizer.summary import percent
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from optc.optimizer.explain import Cut, Explanation, Item, Refusal, Sent, Tally
+
+WIDTH = 100
+"""Characters of a line, unless the terminal is narrower."""
+
+MOST_NAMES = 4
+"""Nodes or tensors named to a person; the JSON names all."""
+
+MOST_ITEMS = 20
+"""Lines of the work list shown to a person."""
+
+MOST_CHARACTERS = 320
+"""Characters of a reason shown to a person."""
+
+LABEL = 14
+"""Characters before what a line says of a cut."""
+
+
+def text_of(explanations: Sequence[Explanation]) -> str:
+    """Return ``explanations`` as text, without a line that is cut off."""
+    width = WIDTH
+    if sys.stdout.isatty():
+        width = max(60, min(WIDTH, shutil.get_terminal_size().columns))
+    lines = [line for each in explanations for line in ("", *_lines(each, width))]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _lines(explained: Explanation, width: int) -> Iterator[str]:
+    names = ", ".join(explained.targets)
+    if not explained.cuts:
+        yield f"{names}: nothing is cut"
+        return
+    now = explained.now
+    yield (
+        f"{names}: {count(len(explained.cuts), 'cut')}, {_size(now.bytes, now.most_bytes)} "
+        f"between stages{_unknown(now)}"
+    )
+    for number, cut in enumerate(explained.cuts, start=1):
+        yield ""
+        yield from _cut(number, cut, width)
+    yield ""
+    yield from _work(explained, width)
+
+
+# --- a cut ---------------------------------------------------------------------------------------
+
+
+def _cut(number: int, cut: Cut, width: int) -> Iterator[str]:
+    left = "the start" if cut.before is None else f"engine {cut.before}"
+    right = "the end" if cut.after is None else f"engine {cut.after}"
+    what = ""
+    if cut.stages:
+        plural = "stages" if len(cut.stages) > 1 else "stage"
+        what = f": fallback {plural} {', '.join(map(str, cut.stages))}"
+    yield f"cut {number}, between {left} and {right}{what}"
+    for group in alike(cut.refused):
+        first = group[0]
+        yield from _said("refused", f"{_ops(group)}: {_named([r.node for r in group])}", width)
+        yield from _said(f"  by {first.by}", _short(first.text), width)
+    if cut.others:
+        yield from _said("beside", f"{count(cut.others, 'refused node')} that force nothing", width)
+    if cut.points:
+        yield from _said("point", _named(cut.points), width)
+    if cut.scopes:
+        yield from _said("scope", _named(cut.scopes), width)
+    for label, sent in (
+        ("goes in" if cut.stages else "crosses", cut.enters),
+        ("within", cut.within),
+        ("comes out", cut.leaves),
+        ("passes by", cut.passes),
+    ):
+        if sent:
+            yield from _said(label, _sent(sent), width)
+
+
+def alike(refused: Iterable[Refusal]) -> list[list[Refusal]]:
+    """Return ``refused`` in groups with the same judge and op, or the same words."""
+    groups: dict[tuple[str, str], list[Refusal]] = {}
+    for each in refused:
+        key = each.op if each.by in ("parser", "builder") else each.text
+        groups.setdefault((each.by, key), []).append(each)
+    return list(groups.values())
+
+
+def _ops(refused: Sequence[Refusal]) -> str:
+    counts: dict[str, int] = {}
+    for each in refused:
+        counts[each.op] = counts.get(each.op, 0) + 1
+    listed = [f"{op} x{n}" if n > 1 else op for op, n in counts.items()]
+    return _few(listed)
+
+
+def _sent(sent: Sequence[Sent]) -> str:
+    known = [each for each in sent if each.bytes is not None and each.most_bytes is not None]
+    size = _size(sum(e.bytes or 0 for e in known), sum(e.most_bytes or 0 for e in known))
+    unknown = len(sent) - len(known)
+    more = f" and {unknown} of unknown size" if unknown else ""
+    listed = [f"{each.tensor} {_type(each)}" for each in sent]
+    return f"{count(len(sent), 'tensor')}, {size}{more}: {_few(listed)}"
+
+
+def _type(sent: Sent) -> str:
+    extents = "?" if sent.shape is None else ", ".join(map(str, sent.shape))
+    return f"{sent.dtype or '?'} [{extents}]"
+
+
+# --- the work list -------------------------------------------------------------------------------
+
+
+def _work(explained: Explanation, width: int) -> Iterator[str]:
+    if not explained.work:
+        yield "there is nothing to support: no node is refused"
+        return
+    yield "what it would save, if TensorRT took it; most first"
+    yield from _rendered(_table(explained), width)
+    for number, item in enumerate(explained.work[:MOST_ITEMS], start=1):
+        yield from _said(f"{number} {item.by}", _short(item.text), width)
+        for each in item.alone:
+            words = f"{each.node}: {_left(each.then)}"
+            yield from _said("  alone", words, width)
+        yield from _said("  do", item.todo, width)
+    if len(explained.work) > MOST_ITEMS:
+        yield f"and {len(explained.work) - MOST_ITEMS} more; `--json` has all"
+    if explained.pair is not None:
+        first, second = (number + 1 for number in explained.pair.items)
+        words = f"neither saves an engine alone; {_left(explained.pair.then)}"
+        yield from _said(f"{first} and {second}", words, width)
+    if explained.unseen:
+        yield f"{count(explained.unseen, 'node')} of these kinds were not looked at alone"
+
+
+def _table(explained: Explanation) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("what", overflow="fold", ratio=1)
+    for heading in ("engines", "fallback", "between stages", "FLOPs in TensorRT"):
+        table.add_column(heading, justify="right", overflow="fold")
+    now = explained.now
+    for number, item in enumerate(explained.work[:MOST_ITEMS], start=1):
+        table.add_row(str(number), _what(item), *_change(now, item.then))
+    if len(explained.work) > 1 and explained.all is not None:
+        table.add_row("", "all of these together", *_change(now, explained.all))
+    return table
+
+
+def _what(item: Item) -> str:
+    if item.kind == "node":
+        several = f" x{len(item.nodes)}" if len(item.nodes) > 1 else ""
+        ops = item.what.split(", ")
+        return f"{_few(ops)}{several}" if len(item.nodes) > 1 else f"{item.what} {item.nodes[0]}"
+    return {"point": "point", "scope": "scope", "range": "range of"}[item.kind] + f" {item.what}"
+
+
+def _change(now: Tally, then: Tally | None) -> tuple[str, str, str, str]:
+    if then is None:
+        return ("not looked at", "", "", "")
+    return (
+        _from_to(str(now.engines), str(then.engines)),
+        _from_to(str(now.fallback_stages), str(then.fallback_stages)),
+        _from_to(bytes_(now.bytes), bytes_(then.bytes)) + _unknown(then),
+        _from_to(percent(now.flops_share), percent(then.flops_share)),
+    )
+
+
+def _from_to(now: str, then: str) -> str:
+    return now if now == then else f"{now} → {then}"
+
+
+def _left(then: Tally) -> str:
+    """Return what is left of the split."""
+    return (
+        f"{count(then.engines, 'engine')}, {count(then.fallback_stages, 'fallback stage')}, "
+        f"{bytes_(then.bytes)} between stages, {percent(then.flops_share)} of the FLOPs in TensorRT"
+    )
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+def bytes_(number: int) -> str:
+    """Return a number of bytes for people.
+
+    Example:
+        >>> bytes_(0), bytes_(512), bytes_(1_230_000)
+        ('0 B', '512 B', '1.23 MB')
+    """
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number} B"
+
+
+def count(number: int, noun: str) -> str:
+    """Return ``number`` of what ``noun`` says."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _size(usual: int, most: int) -> str:
+    return bytes_(usual) if usual == most else f"{bytes_(usual)} (at most {bytes_(most)})"
+
+
+def _unknown(tally: Tally) -> str:
+    return f" + {count(tally.unbounded, 'tensor')} of unknown size" if tally.unbounded else ""
+
+
+def _named(names: Sequence[str]) -> str:
+    return _few(list(names))
+
+
+def _few(listed: Sequence[str]) -> str:
+    more = len(listed) - MOST_NAMES
+    shown = ", ".join(listed[:MOST_NAMES] if more > 0 else listed)
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _short(text: str) -> str:
+    said = " ".join(text.split())
+    return said if len(said) <= MOST_CHARACTERS else f"{said[: MOST_CHARACTERS - 2]} …"
+
+
+def _said(label: str, words: str, width: int) -> list[str]:
+    """Return ``words`` in lines behind ``label``."""
+    lines = wrap(words, width - LABEL, break_on_hyphens=False) or [""]
+    labels = [f"  {label}", *[""] * len(lines)]
+    return [f"{head:<{LABEL}}{line}" for head, line in zip(labels, lines, strict=False)]
+
+
+def _rendered(table: Table, width: int) -> list[str]:
+    from rich.console import Console
+
+    console = Console(
+        file=io.StringIO(), width=width, markup=False, highlight=False, color_system=None
+    )
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
