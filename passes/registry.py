@@ -30,6 +30,7 @@ ORDER = (
     "unroll-loop",
     "remove-identities",
     "trim-bodies",
+    "hoist-from-loops",
     "remove-casts-of-whole-numbers",
     "narrow-doubles",
     "remove-zero-states",
