@@ -1,7 +1,7 @@
 """Decides which nodes run in TensorRT, target by target, until every engine builds.
 
 A round: split the graph by what is known to be off TensorRT, take off what could not be built as it
-stands (an axis without a bound, a size that comes from outside, an engine too small to pay), build
+stands (an axis without a bound, a size that comes from outside, an engine that does not pay), build
 the rest, and take off what the builder blames. Nodes only move off, so it ends; the number of rounds
 is bounded, and past the bound what does not build goes to the fallback whole.
 """
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Literal
 
 import onnx_graphsurgeon as gs
 
+from optc.optimizer.cost import CostModel
 from optc.optimizer.job import BuildFailure, BuildResult
-from optc.passes.flops import is_product
 from optc.passes.graph import all_nodes, bodies_of, reads
 from optc.passes.legalising import Recipe
 from optc.passes.precision import NodePrecision
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 MAX_ROUNDS = 16
 """Rounds of building before what still fails goes to the fallback as a whole."""
 
-SMALLEST_SHARE = 1e-3
-"""An engine with no product of matrices and less than this share of the FLOPs does not pay."""
+MAX_TRIALS = 64
+"""Splits that are tried to find the engines that do not pay; past them, what is left stays."""
 
 ProfileShapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 """Name of an input -> its min, opt and max shape."""
@@ -187,6 +187,7 @@ class Question:
     runtimes: Mapping[str, Runtime] = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
     _splitter: Splitter | None = None
+    _cost_model: CostModel | None = None
     _profiles_are_fine: bool = False
     _nodes: dict[str, gs.Node] = field(default_factory=dict)
 
@@ -220,6 +221,13 @@ class Question:
                 runtimes=self.runtimes,
             )
         return self._splitter.split(off)
+
+    @property
+    def cost_model(self) -> CostModel:
+        """What tells the time of a split."""
+        if self._cost_model is None:
+            self._cost_model = CostModel(self)
+        return self._cost_model
 
     def bytes_of(self, name: str) -> int | None:
         """Return the bytes of a tensor at the usual extents of the first profile.
@@ -388,8 +396,17 @@ def settle(
 
 
 def settled_stages(question: Question, plan: Plan) -> list[Stage]:
-    """Return the stages of ``plan``; what no engine could hold as it stands is taken off first."""
-    off = plan.off
+    """Return the stages of ``plan``.
+
+    What no engine could hold as it stands is taken off first, then the engines that do not pay.
+    """
+    stages = _buildable(question, plan.off)
+    stages = _paying(question, plan.off, stages)
+    return [_as_planned(stage, plan, question) for stage in stages]
+
+
+def _buildable(question: Question, off: Off) -> list[Stage]:
+    """Return the stages with ``off``, and with what no engine could hold as it stands added to it."""
     while True:
         stages = question.split(off)
         problem = why_not_whole(question.graph, stages)
@@ -398,11 +415,71 @@ def settled_stages(question: Question, plan: Plan) -> list[Stage]:
         for stage in stages:
             if stage.runtime == "tensorrt":
                 moved.update(_unbounded(question, stage) or _sized_from_outside(question, stage))
-        if not moved and len(stages) > 1:
-            moved = _too_small(question, stages)
         if not moved:
-            return [_as_planned(stage, plan, question) for stage in stages]
+            return stages
         off.update(moved)
+
+
+def _paying(question: Question, off: Off, stages: list[Stage]) -> list[Stage]:
+    """Return the stages without the engines that do not pay, whose nodes are added to ``off``.
+
+    Those without which the cost model takes the split to be fastest are dropped together, and the
+    graph is split again: only what makes the new split faster counts. Where it does not, the worse
+    half of them is tried. Where only points cut, and where no engine would be left, all stay.
+    """
+    if all(stage.runtime == "tensorrt" for stage in stages):
+        return stages
+    cost = question.cost_model
+    found, dropped, time = stages, dict(off), cost.split_us(stages)
+    proven: set[tuple[str, ...]] = set()  # work of engines that a new split showed to pay
+    trials = 0
+    while trials < MAX_TRIALS:
+        losing = cost.losing(found, _kept(question, found, proven))
+        if not losing:
+            break
+        while True:
+            trials += 1
+            trial = dict(dropped)
+            for verdict in losing:
+                trial.update(dict.fromkeys(verdict.stage.work, Refused("rule", verdict.reason)))
+            split = _buildable(question, trial)
+            if (new_time := cost.split_us(split)) < time:
+                found, dropped, time = split, trial, new_time
+                break
+            if len(losing) == 1:
+                proven.add(losing[0].stage.work)
+                break
+            losing = losing[: len(losing) // 2]
+    if all(stage.runtime != "tensorrt" for stage in found):
+        return stages
+    off.update(dropped)
+    return found
+
+
+def _kept(
+    question: Question, stages: Sequence[Stage], proven: Collection[tuple[str, ...]]
+) -> list[int]:
+    """Return the indices of the engines that stay whatever they cost.
+
+    Those that the spec asks for by a name or a point, and those with enough of the FLOPs.
+    """
+    flops = question.flops
+    enough = question.cost.keep_share * (sum(flops.values()) or 1)
+    return [
+        index
+        for index, stage in enumerate(stages)
+        if stage.runtime == "tensorrt"
+        and (
+            stage.work in proven
+            or _is_asked_for(question, stage)
+            or sum(flops.get(name, 0) for name in stage.nodes) >= enough
+        )
+    ]
+
+
+def _is_asked_for(question: Question, stage: Stage) -> bool:
+    """Whether the spec wants a stage there: it has a name, or a point is at its edge."""
+    return stage.name is not None or not question.points.isdisjoint((*stage.inputs, *stage.outputs))
 
 
 def _as_planned(stage: Stage, plan: Plan, question: Question) -> Stage:
@@ -471,29 +548,6 @@ def _sized_from_outside(question: Question, stage: Stage) -> Off:
         for reader, name in readers.items()
         if reader in stage.work
     }
-
-
-def _too_small(question: Question, stages: Sequence[Stage]) -> Off:
-    """Return the nodes of engines that do not pay for their launch and the copies around it.
-
-    An engine stays that holds a product of matrices or a noticeable share of the work; where only
-    partition points cut, all stay.
-    """
-    if all(stage.runtime == "tensorrt" for stage in stages):
-        return {}
-    small = [
-        stage
-        for stage in stages
-        if stage.runtime == "tensorrt"
-        and question.share(stage) < SMALLEST_SHARE
-        and not any(is_product(question.node(name)) for name in stage.nodes)
-    ]
-    reason = Refused(
-        "rule",
-        "an engine of its own does not pay: it would hold no matrix product and less than "
-        f"{SMALLEST_SHARE:.1%} of the FLOPs",
-    )
-    return {name: reason for stage in small for name in stage.work}
 
 
 def profile_shapes(question: Question, names: Sequence[str]) -> tuple[ProfileShapes, ...] | None:

@@ -1,14 +1,16 @@
-"""How much arithmetic each node of a graph does: what says where the work is."""
+"""How much arithmetic each node of a graph does, and how much it moves: where the work is."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from optc.passes.dimension import Dim
-from optc.passes.graph import all_nodes, bodies_of
+from optc.passes.graph import all_nodes, bodies_of, reads
 from optc.passes.shape import Shapes
 from optc.specs.compile_spec import LARGEST_DIM, Range
 
@@ -30,6 +32,44 @@ def flops(graph: gs.Graph, shapes: Shapes, profile: Mapping[str, Range]) -> dict
     return {node.name: count.of_node(node) for node in graph.nodes}
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What running a node moves.
+
+    Attributes:
+        bytes: What it reads and writes, weights included.
+        steps: How many nodes run for it: itself, and round for round those of its bodies.
+    """
+
+    bytes: int
+    steps: int = 1
+
+
+def traffic(graph: gs.Graph, shapes: Shapes, profile: Mapping[str, Range]) -> dict[str, Traffic]:
+    """Return what each node of ``graph`` moves, by name.
+
+    A node reads its inputs and writes its outputs, once. What only gives a tensor another shape moves
+    nothing, and a Gather or Slice reads no more than it returns. Bodies count as in `flops`.
+
+    Args:
+        graph: The graph.
+        shapes: What was inferred of it.
+        profile: Extents are taken as in `flops`. What has no known type counts as float32.
+    """
+    count = _Count(shapes, profile)
+    return {node.name: count.traffic_of(node) for node in graph.nodes}
+
+
+def tensor_bytes(
+    graph: gs.Graph, shapes: Shapes, profile: Mapping[str, Range]
+) -> Callable[[str], int]:
+    """Return what tells the bytes of a tensor of ``graph`` by its name, extents as in `flops`."""
+    count = _Count(shapes, profile)
+    tensors = {tensor.name: tensor for tensor in graph.inputs}
+    tensors.update((tensor.name, tensor) for node in graph.nodes for tensor in node.outputs)
+    return lambda name: count.bytes_of(tensors[name])
+
+
 class _Count:
     def __init__(self, shapes: Shapes, profile: Mapping[str, Range]) -> None:
         self.shapes = shapes
@@ -47,6 +87,35 @@ class _Count:
             if found is not None:
                 return found
         return sum(self.volume(self.dims(tensor) or ()) for tensor in node.outputs if tensor.name)
+
+    def traffic_of(self, node: gs.Node) -> Traffic:
+        own = self.moved_by(node)
+        bodies = [[self.traffic_of(inner) for inner in body.nodes] for body in bodies_of(node)]
+        if not bodies:
+            return Traffic(own)
+        moved = [sum(each.bytes for each in body) for body in bodies]
+        steps = [sum(each.steps for each in body) for body in bodies]
+        if node.op == "If":
+            return Traffic(own + max(moved), 1 + max(steps))
+        rounds = self.rounds(node)
+        return Traffic(own + rounds * sum(moved), 1 + rounds * sum(steps))
+
+    def moved_by(self, node: gs.Node) -> int:
+        if not node.domain and node.op in _VIEWS:
+            return 0
+        made = sum(self.bytes_of(tensor) for tensor in node.outputs if tensor.name)
+        read = [self.bytes_of(tensor) for tensor in reads(node)]
+        if not node.domain and node.op in _SELECTIONS and read:
+            read[0] = min(read[0], made)
+        return made + sum(read)
+
+    def bytes_of(self, tensor: gs.Tensor) -> int:
+        """Return the bytes of a tensor; one of unknown rank counts as one element."""
+        if isinstance(tensor, gs.Constant):
+            dtype, dims = tensor.dtype, tuple(tensor.shape)
+        else:
+            dtype, dims = self.shapes.dtype(tensor.name), self.dims(tensor) or ()
+        return self.volume(dims) * (4 if dtype is None else np.dtype(dtype).itemsize)
 
     def rounds(self, node: gs.Node) -> int:
         """Return how often the body of a Loop or Scan runs, 1 where nothing says."""
@@ -183,6 +252,12 @@ def _quantised_lstm(count: _Count, node: gs.Node) -> int | None:
     hidden = weight[2] // 4
     return 2 * weight[0] * source[0] * source[1] * weight[2] * (source[2] + hidden)
 
+
+_VIEWS = frozenset({"Flatten", "Identity", "Reshape", "Shape", "Size", "Squeeze", "Unsqueeze"})
+"""What reads no element, or gives the elements it has another shape."""
+
+_SELECTIONS = frozenset({"Gather", "GatherElements", "GatherND", "Slice"})
+"""What reads of its first input no more than it returns."""
 
 MICROSOFT = "com.microsoft"
 
