@@ -69,7 +69,13 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
         "not-boxes": "Outputs that `detections` names are not boxes, scores or labels by their shapes.",
         "op-not-in-model": "ONNX has that op, but no node of the model is one.",
         "unknown-node": "No node of the model has a name that matches.",
-        "point-is-no-cut": "A partition point is an input or a constant: no stage ends there.",
+        "point-is-no-cut": "No stage ends at a partition point: it is an input or a constant, or "
+        "nothing goes from its nodes to others.",
+        "point-inside-stage": "A stage would end in the middle of what the spec wants in one.",
+        "node-in-two-scopes": "A node is in two scopes, and a stage is one scope.",
+        "group-across-scopes": "A group of `keep_together` is partly in a scope.",
+        "cannot-stay-whole": "A path leaves nodes that are to be one stage and enters them again.",
+        "stages-in-a-circle": "Stages that the spec asks for wait for each other.",
         "profile-breaks-model": "ONNX's shape rules refuse the model at the extents of a profile.",
     },
     "Models": {

@@ -80,6 +80,11 @@ class Outline:
     _nodes: list[_Span] = field(default_factory=list)
     _functions: list[_Span] = field(default_factory=list)
 
+    @property
+    def has_functions(self) -> bool:
+        """Whether the model brings functions, whose nodes are in ``nodes`` too."""
+        return bool(self._functions)
+
     @cached_property
     def nodes(self) -> tuple[OutlineNode, ...]:
         """All nodes, those of bodies and functions included; read when first asked for.

@@ -14,6 +14,7 @@ from optc.specs.model_outline import Dim, Outline, OutlineNode, Value
 from optc.specs.onnx_ops import ONNX_OPS
 from optc.specs.schema_problem import Path, Reading
 from optc.specs.source import Source, Table, find, find_key, written
+from optc.specs.stage_problem import Flow, FlowNode, asked_of
 
 FLOATS: Final = frozenset({1, 10, 11, 14, 15, 16, 17, 18, 19, 20})
 """``TensorProto.DataType`` of floats and complex numbers."""
@@ -59,6 +60,7 @@ class Comparison:
         self._compare_points()
         spec = self.reading.spec
         self._compare_selectors(spec.partition.off_tensorrt, ("partition", "off_tensorrt"))
+        self._compare_stages()
         self._compare_selectors(spec.precision.keep_fp32, ("precision", "keep_fp32"))
         self._compare_selectors(spec.precision.layers, ("precision", "layers"))
         if spec.verify is not None:
@@ -283,17 +285,60 @@ class Comparison:
         for index, selector in enumerate(selectors):
             if selector.op is not None:
                 self._compare_op(selector.op, self._place(*path, index, "op"))
-            elif not any(selector.matches("", name) for name in self._names):
-                pattern = str(selector.node)
-                near = nearest(pattern, self._names)
-                self._error(
-                    "unknown-node",
-                    f"no node of the model has a name that matches `{pattern}`",
-                    f"the nearest name is `{near}`"
-                    if near
-                    else "a node without a name is called `<op>_<position>`, such as `Conv_0`",
-                    self._place(*path, index, "node"),
-                )
+            elif selector.node is not None:
+                # A scope has patterns for selectors, and one pattern stands in place of a list.
+                ways = ((*path, index, "node"), (*path, index), path)
+                place = next(filter(None, (self._place(*way) for way in ways)), None)
+                self._compare_node(selector.node, place)
+
+    def _compare_node(self, pattern: str, place: Place | None) -> None:
+        if any(Selector(node=pattern).matches("", name) for name in self._names):
+            return
+        near = nearest(pattern, self._names)
+        self._error(
+            "unknown-node",
+            f"no node of the model has a name that matches `{pattern}`",
+            f"the nearest name is `{near}`"
+            if near
+            else "a node without a name is called `<op>_<position>`, such as `Conv_0`",
+            place,
+        )
+
+    def _compare_stages(self) -> None:
+        """Compare scopes, groups and the nodes of partition points, and ask what is in their way."""
+        partition = self.reading.spec.partition
+        asked = asked_of(partition)
+        by_node = [each for each in partition.points if each.node is not None]
+        if not (asked or by_node):
+            return
+        for each in asked:
+            self._compare_selectors(each.selectors, each.keys)
+        for index, point in enumerate(partition.points):
+            if point.node is not None:
+                path = ("partition", "points", index)
+                self._compare_node(point.node, self._place(*path, "node") or self._place(*path))
+        if self.outline.has_functions:
+            return  # their nodes show when they are inlined: it is asked again then
+        nodes = self._flow_nodes()
+        flow = Flow.of(nodes, asked)
+        self.problems += flow.problems(self._place)
+        self.problems += flow.points_inside(nodes, partition.points, self._place)
+
+    def _flow_nodes(self) -> list[FlowNode]:
+        """Return the nodes of the main graph, constants left out, each with what is in its bodies."""
+        found: list[FlowNode] = []
+        inner: list[tuple[OutlineNode, str]] = []
+        pairs = list(zip(self.outline.nodes, self._names, strict=True))
+        for node, name in reversed(pairs):  # the nodes of its bodies follow a node
+            inner.append((node, name))
+            if node.depth == 0:
+                if node.op_type != "Constant":
+                    made = {name for each, _ in inner for name in each.outputs}
+                    read = {name for each, _ in inner for name in each.inputs}
+                    kinds = tuple((each.op_type, own) for each, own in reversed(inner))
+                    found.append(FlowNode(name, kinds, frozenset(read - made), node.outputs))
+                inner.clear()
+        return found[::-1]
 
     def _compare_op(self, op: str, place: Place | None) -> None:
         ops = {node.op_type for node in self.outline.nodes}

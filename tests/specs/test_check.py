@@ -74,6 +74,11 @@ MISTAKES = {
     "no-runner": VALID + "operators: [{op: a::B, outputs: [{like: 0}]}]\n",
     "two-runners": VALID
     + "operators: [{op: a::B, outputs: [{like: 0}], torch: b.pt, onnxruntime: b.so}]\n",
+    "cannot-stay-whole": VALID + "partition: {keep_together: [[{op: Conv}, {op: Add}]]}\n",
+    "group-across-scopes": VALID
+    + "partition: {scopes: {a: /stem/*}, keep_together: [[{op: Relu}, {op: GlobalAveragePool}]]}\n",
+    "node-in-two-scopes": VALID + "partition: {scopes: {a: /stem/*, b: /stem/Relu}}\n",
+    "point-inside-stage": VALID + "partition: {points: [s], scopes: {a: /stem/*}}\n",
     "unknown-output": VALID + "verify: {outputs: {boxez: {atol: 1}}}\n",
     "not-for-this-output": VALID + "verify: {outputs: {boxes: {agreement: 1}}}\n",
     "unknown-op": VALID + "partition: {off_tensorrt: [{op: Convv}]}\n",
@@ -90,10 +95,14 @@ def test_the_mistakes_are_all_there_are() -> None:
     elsewhere = {
         *("spec-not-found", "spec-unreadable", "json-syntax"),  # test_source
         *("input-without-shape", "op-not-in-model", "unused-calibration", "not-boxes"),  # below
+        *("stages-in-a-circle", "point-is-no-cut"),  # test_stage_problem
     }
     from test_codes import codes_in
 
-    checking = ("source", "compile_spec", "schema_problem", "model_problem", "check")
+    checking = (
+        *("source", "compile_spec", "schema_problem", "model_problem", "check"),
+        *("stage_problem",),
+    )
     used = {code for name in checking for code in codes_in(name)}
     assert used == elsewhere | MISTAKES.keys()
     assert used <= CODES.keys()
