@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from optc.optimizer.model_file import ModelFile, load_graph, read_model
 from optc.optimizer.partition import Off, Question, Refused, by_rule
 from optc.optimizer.progress import Progress
 from optc.passes import registry
+from optc.passes.contract import Pass
 from optc.passes.flops import flops
 from optc.passes.graph import all_nodes, bodies_of, finish, reads
 from optc.passes.pipeline import AfterStep, PipelineReport, optimise
@@ -37,6 +38,8 @@ class Prepared:
         shapes: Of the optimised graph.
         question: What partitioning starts from; ``off`` holds what rules and the spec say.
         ops: Name of a node of the original, bodies included -> its op. For what a spec says of nodes.
+        selected: Node of the original, of bodies too, that the spec keeps off TensorRT -> its words.
+        kept: Tensors that passes leave alone.
         notes: What the user should know.
     """
 
@@ -47,6 +50,8 @@ class Prepared:
     shapes: Shapes
     question: Question
     ops: dict[str, str]
+    selected: Mapping[str, str]
+    kept: frozenset[str]
     notes: list[Diagnostic]
 
     @property
@@ -100,28 +105,58 @@ def prepare(checked: CheckedSpec, progress: Progress, after: AfterStep | None = 
     ranges = _ranges(checked)
     passes = registry.passes(spec.passes.disable, options=spec.passes.options)
     report = optimise(graph, passes, points=kept, ranges=ranges, after=after)
+
+    progress.step("inferring shapes")
+    question = _question(checked, graph, report, selected)
+    notes = _notes(checked, graph, points)
+    return Prepared(
+        checked, model, graph, report, question.shapes, question, ops, selected, kept, notes
+    )
+
+
+def rewrite(prepared: Prepared, passes: Sequence[Pass], refused: Collection[str]) -> None:
+    """Rewrite nodes of a prepared graph for all targets, optimise again, and look at it anew.
+
+    Args:
+        prepared: Changed in place: its graph, what the passes did, shapes and question.
+        passes: Those that rewrite.
+        refused: Names of the nodes that they are to rewrite.
+    """
+    checked, graph, ranges = prepared.checked, prepared.graph, _ranges(prepared.checked)
+    spec = checked.spec
+    optimisers = registry.passes(spec.passes.disable, options=spec.passes.options)
+    first = optimise(graph, passes, points=prepared.kept, ranges=ranges, refused=frozenset(refused))
+    then = optimise(graph, optimisers, points=prepared.kept, ranges=ranges)
+    for report in (first, then):
+        prepared.passes.go_on(report)
+    prepared.question = _question(checked, graph, prepared.passes, prepared.selected)
+    prepared.shapes = prepared.question.shapes
+
+
+def _question(
+    checked: CheckedSpec, graph: gs.Graph, report: PipelineReport, selected: Mapping[str, str]
+) -> Question:
+    """Return what partitioning starts from; ``graph`` is completed and annotated."""
     finish(graph)
     for node in all_nodes(graph):  # finish() makes nodes that stand for none
         if node.name not in report.origins:
             report.origins = {**report.origins, node.name: ()}
-
-    progress.step("inferring shapes")
-    shapes = infer(graph, opset=graph.opset, ranges=ranges)
+    shapes = infer(graph, opset=graph.opset, ranges=_ranges(checked))
     annotate(graph, shapes)
     off = by_rule(graph)
     off.update(_off_by_spec(graph, report, selected))
-    question = Question(
+    spec = checked.spec
+    return Question(
         graph=graph,
         shapes=shapes,
         profiles=checked.profiles,
         off=off,
-        points=points,
+        points=frozenset(p.tensor for p in spec.partition.points if p.tensor),
         flops=flops(graph, shapes, checked.profiles[0]),
         fallback=spec.fallback.runtime,
         place_of_profiles=checked.place("profiles", key=True) or checked.place("dims", key=True),
+        cost=spec.partition.cost,
     )
-    notes = _notes(checked, graph, points)
-    return Prepared(checked, model, graph, report, shapes, question, ops, notes)
 
 
 def _ranges(checked: CheckedSpec) -> dict[str, tuple[int, int]]:
@@ -142,8 +177,9 @@ def _selected(graph: gs.Graph, checked: CheckedSpec) -> dict[str, str]:
     for selector in checked.spec.partition.off_tensorrt:
         for node in graph.nodes:
             inner = (n for body in bodies_of(node) for n in all_nodes(body))
-            if any(selector.matches(each.op, each.name) for each in (node, *inner)):
-                found[node.name] = str(selector)
+            matching = [n for n in (node, *inner) if selector.matches(n.op, n.name)]
+            if matching:  # a node of a body stays off where a pass takes it out of the body, too
+                found.update(dict.fromkeys((node.name, *(n.name for n in matching)), str(selector)))
     return found
 
 

@@ -76,6 +76,17 @@ class PassRecord:
     noted: dict[str, str] = field(default_factory=dict)
     origins: set[str] = field(default_factory=set)
 
+    def add(self, later: PassRecord) -> None:
+        """Add what the pass did in ``later`` runs."""
+        self.seconds += later.seconds
+        self.runs += later.runs
+        self.rewritten += later.rewritten
+        self.merged.update(later.merged)
+        self.removed.update(later.removed)
+        self.skipped = later.skipped
+        self.noted.update(later.noted)
+        self.origins |= later.origins
+
 
 @dataclass(slots=True)
 class PipelineReport:
@@ -96,6 +107,24 @@ class PipelineReport:
     nodes_before: int
     nodes_after: int
     seconds: float
+
+    def go_on(self, later: PipelineReport) -> None:
+        """Take in what ``later`` passes did to the graph that these left."""
+
+        def originals(names: Iterable[str]) -> tuple[str, ...]:
+            return tuple(dict.fromkeys(o for name in names for o in self.origins.get(name, ())))
+
+        records = {record.name: record for record in self.records}
+        for record in later.records:
+            record.origins = set(originals(record.origins))
+            if record.name in records:
+                records[record.name].add(record)
+            else:
+                self.records.append(record)
+        self.origins = {name: originals(parts) for name, parts in later.origins.items()}
+        self.rounds += later.rounds
+        self.nodes_after = later.nodes_after
+        self.seconds += later.seconds
 
 
 def optimise(
