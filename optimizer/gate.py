@@ -1,4 +1,4 @@
-"""Hold a package against the ``gate:`` of its spec: how many engines, how much runs in them."""
+"""Hold a package against the ``gate:`` of its spec: engines, what runs in them, what crosses."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import Protocol
 
 from optc.specs.compile_spec import Gate
 from optc.specs.diagnostic import Diagnostic, Place
-from optc.specs.manifest import Manifest, Stage, Target
+from optc.specs.manifest import Crossing, Manifest, Stage, Target
 
 MOST_STAGES = 4
 """Fallback stages named in one diagnostic; the manifest has all."""
+
+MOST_TENSORS = 3
+"""Tensors that cross, likewise."""
 
 
 class PlaceOf(Protocol):
@@ -34,6 +37,8 @@ def check_gate(gate: Gate, manifest: Manifest, place: PlaceOf) -> list[Diagnosti
         if problem := _too_many_engines(gate, target, stages, place):
             problems.append(problem)
         if problem := _too_little_in_tensorrt(gate, target, stages, place):
+            problems.append(problem)
+        if problem := _too_much_crosses(gate, target, place):
             problems.append(problem)
     return problems
 
@@ -78,6 +83,62 @@ def _too_little_in_tensorrt(
         "make TensorRT take these nodes, or lower `min_tensorrt_flops`",
         place("gate", "min_tensorrt_flops"),
     )
+
+
+def _too_much_crosses(gate: Gate, target: Target, place: PlaceOf) -> Diagnostic | None:
+    allowed = gate.max_boundary_bytes
+    if allowed is None:
+        return None
+    where = place("gate", "max_boundary_bytes")
+    if unbounded := [each.tensor for each in target.crossings if each.most_bytes is None]:
+        more = len(unbounded) - MOST_TENSORS
+        listed = _listed(unbounded[:MOST_TENSORS]) + (f" and {more} more" if more > 0 else "")
+        return Diagnostic(
+            "gate-max-boundary-bytes",
+            f"on target `{target.name}` nothing bounds the bytes of {listed} between stages, and "
+            f"the gate allows {_bytes(allowed)}",
+            "give the axes that have no bound a range under `dims`; `optc plan` names them",
+            where,
+        )
+    crossing = sum(map(_weight, target.crossings))
+    if crossing <= allowed:
+        return None
+    largest = sorted(target.crossings, key=lambda each: (-_weight(each), each.tensor))
+    more = len(largest) - MOST_TENSORS
+    named = ", ".join(map(_sent, largest[:MOST_TENSORS])) + (f", {more} more" if more > 0 else "")
+    return Diagnostic(
+        "gate-max-boundary-bytes",
+        f"on target `{target.name}` up to {_bytes(crossing)} cross between stages in a call, the "
+        f"gate allows {_bytes(allowed)}: {named}",
+        "make TensorRT take the nodes that cut, move the cut with `partition.points` or "
+        "`off_tensorrt`, or allow more with `max_boundary_bytes`",
+        where,
+    )
+
+
+def _weight(crossing: Crossing) -> int:
+    """Return the bytes of a tensor at its largest, at every boundary that it crosses."""
+    return (crossing.most_bytes or 0) * crossing.boundaries
+
+
+def _sent(crossing: Crossing) -> str:
+    """Return a tensor that crosses in words: its name, its bytes, and from where to where."""
+    readers = " and ".join(map(str, crossing.readers))
+    times = f" x {crossing.boundaries} boundaries" if crossing.boundaries > 1 else ""
+    return (
+        f"`{crossing.tensor}` ({_bytes(crossing.most_bytes or 0)}{times}, from stage "
+        f"{crossing.maker} to {readers})"
+    )
+
+
+def _bytes(number: int) -> str:
+    """Return a number of bytes as a person compares it: exactly, and in groups of three digits.
+
+    Example:
+        >>> _bytes(4915200)
+        '4,915,200 bytes'
+    """
+    return f"{number:,} {'byte' if number == 1 else 'bytes'}"
 
 
 def _named(stages: Sequence[Stage], target: Target) -> str:

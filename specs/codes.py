@@ -178,6 +178,8 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "Gate": {
         "gate-max-engines": "A target needs more engines than `gate.max_engines` allows.",
+        "gate-max-boundary-bytes": "More crosses between stages than `gate.max_boundary_bytes` "
+        "allows, or nothing bounds what does.",
         "gate-min-tensorrt-flops": "Less runs in engines than `gate.min_tensorrt_flops` asks for.",
     },
     "This machine": {

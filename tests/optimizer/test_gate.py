@@ -3,9 +3,21 @@ from __future__ import annotations
 from optc.optimizer.gate import check_gate
 from optc.specs.compile_spec import Gate
 from optc.specs.diagnostic import Diagnostic, Place
-from optc.specs.manifest import Manifest, ModelRecord, Reason, SpecRecord, Stage, Target
+from optc.specs.manifest import (
+    Crossing,
+    Manifest,
+    ModelRecord,
+    Reason,
+    SpecRecord,
+    Stage,
+    Target,
+)
 
-SPEC = {("gate", "max_engines"): 20, ("gate", "min_tensorrt_flops"): 21}
+SPEC = {
+    ("gate", "max_engines"): 20,
+    ("gate", "min_tensorrt_flops"): 21,
+    ("gate", "max_boundary_bytes"): 22,
+}
 
 
 def place(*keys: str | int) -> Place | None:
@@ -29,7 +41,12 @@ def stage(number: int, runtime: str, share: float, *refused: tuple[str, str, str
     )
 
 
-def checked(gate: Gate, *stages: Stage, targets: dict[str, tuple[int, ...]]) -> list[Diagnostic]:
+def checked(
+    gate: Gate,
+    *stages: Stage,
+    targets: dict[str, tuple[int, ...]],
+    crossings: tuple[Crossing, ...] = (),
+) -> list[Diagnostic]:
     manifest = Manifest(
         optc_version="0",
         spec=SpecRecord(sha256="0"),
@@ -38,7 +55,8 @@ def checked(gate: Gate, *stages: Stage, targets: dict[str, tuple[int, ...]]) -> 
         outputs=(),
         stages=stages,
         targets=tuple(
-            Target(name=name, backend="tensorrt-rtx", stages=ids) for name, ids in targets.items()
+            Target(name=name, backend="tensorrt-rtx", stages=ids, crossings=crossings)
+            for name, ids in targets.items()
         ),
     )
     return check_gate(gate, manifest, place)
@@ -116,3 +134,48 @@ def test_a_package_without_engines_fails_a_gate_on_flops() -> None:
     only = stage(0, "onnxruntime", 1.0, ("n", "Unique", ""))
     (problem,) = checked(Gate(min_tensorrt_flops=0.5), only, targets={"ampere": (0,)})
     assert "0.00% of the FLOPs run in TensorRT" in problem.problem
+
+
+def crossing(tensor: str, most: int | None, *readers: int) -> Crossing:
+    """Return a tensor that stage 0 makes and the ``readers`` read."""
+    return Crossing(
+        tensor=tensor,
+        maker=0,
+        readers=readers,
+        bytes=None if most is None else most // 2,
+        most_bytes=most,
+        boundaries=readers[-1],
+    )
+
+
+SENT = (crossing("a", 1000, 1), crossing("b", 400, 1, 3), crossing("c", 0, 1), crossing("d", 1, 1))
+
+
+def test_bytes_count_at_their_most_and_at_every_boundary() -> None:
+    gate = Gate(max_boundary_bytes=2201)
+    assert checked(gate, *CUT, targets={"ampere": (0, 1, 2, 3)}, crossings=SENT) == []
+    gate = Gate(max_boundary_bytes=2200)
+    (problem,) = checked(gate, *CUT, targets={"ampere": (0, 1, 2, 3)}, crossings=SENT)
+    assert problem.code == "gate-max-boundary-bytes"
+    assert problem.severity == "error"
+    assert problem.problem == (
+        "on target `ampere` up to 2,201 bytes cross between stages in a call, the gate allows "
+        "2,200 bytes: `b` (400 bytes x 3 boundaries, from stage 0 to 1 and 3), `a` (1,000 bytes, "
+        "from stage 0 to 1), `d` (1 byte, from stage 0 to 1), 1 more"
+    )
+    assert problem.place == Place("spec.yaml", 22, 3)
+
+
+def test_a_tensor_that_nothing_bounds_fails_any_gate_on_bytes() -> None:
+    unbounded = tuple(crossing(f"u{number}", None, 1) for number in range(5))
+    gate = Gate(max_boundary_bytes=10**12)
+    (problem,) = checked(gate, *CUT, targets={"ampere": (0, 1)}, crossings=(*SENT, *unbounded))
+    assert problem.code == "gate-max-boundary-bytes"
+    assert "nothing bounds the bytes of `u0`, `u1`, `u2` and 2 more" in problem.problem
+    assert "`dims`" in str(problem.todo)
+    assert problem.place == Place("spec.yaml", 22, 3)
+
+
+def test_a_model_in_one_stage_sends_nothing() -> None:
+    gate = Gate(max_boundary_bytes=0)
+    assert checked(gate, *CUT, targets={"whole": (4,)}) == []
