@@ -1,6 +1,7 @@
 """Runs packages: a target's stages in order, each where it can run best.
 
-A stage that has an engine for the GPU of this machine runs on it. Every other stage, and every
+A stage that has an engine for the GPU of this machine runs on it. A stage that a torch module runs
+is run by that, on the GPU where engines run and torch sees it too. Every other stage, and every
 stage on a machine without that GPU, runs as ONNX on ONNX Runtime: the results are those of the same
 graph, but that one in low precision is simulated (`optc.optimizer.simulation`): ONNX Runtime's own
 kernels flatter. What ran where, and why not on an engine, is part of every run's report.
@@ -26,6 +27,7 @@ from optc.specs.manifest import Manifest, Shapes, Stage, Target, Tensor, damaged
 if TYPE_CHECKING:
     from optc.optimizer.gpu import Engine
     from optc.optimizer.reference import OrtRunner
+    from optc.optimizer.torch_module import Expected, ModuleNode, TorchModule
 
 Array = npt.NDArray[Any]
 Device = Literal["auto", "cpu", "cuda"]
@@ -53,9 +55,9 @@ class StageRun:
 
     Attributes:
         id: Of the stage.
-        runtime: What ran it: ``tensorrt`` or ``onnxruntime``.
+        runtime: What ran it: ``tensorrt``, ``onnxruntime`` or ``torch``.
         device: ``cpu``, or the name of the GPU.
-        file: Of the package: the engine or the ONNX that ran.
+        file: Of the package: the engine, the ONNX or the module that ran.
         seconds: Wall time, first use included.
         why: Why it did not run on an engine, and whether it is an estimate; None where it did.
     """
@@ -285,6 +287,8 @@ class Executor:
         self._sessions: dict[int, OrtRunner] = {}
         self._simulated: dict[int, str] = {}  # id of a stage -> the precisions that were simulated
         self._engines: dict[int, Engine | str] = {}
+        self._modules: dict[tuple[str, bool], TorchModule] = {}  # by file, and whether on the GPU
+        self._module_nodes: dict[tuple[int, bool], ModuleNode] = {}  # by stage, likewise
         self._last_reader = {
             name: index for index, stage in enumerate(self._stages) for name in stage.inputs
         }
@@ -331,7 +335,10 @@ class Executor:
     def _run_stage(self, stage: Stage, given: dict[str, Any]) -> tuple[dict[str, Any], StageRun]:
         start = time.perf_counter()
         engine, profile, why = self._engine_for(stage, given)
-        if engine is None:
+        if stage.runtime == "torch":
+            found, device = self._on_torch(stage, given)
+            runtime, file = "torch", str(stage.module)
+        elif engine is None:
             found = self._on_onnxruntime(stage, given)
             runtime, device, file = "onnxruntime", "cpu", stage.model
             if stage.id in self._simulated:
@@ -411,12 +418,64 @@ class Executor:
             self._check(path)
             self._checked.add(path)
 
+    # -- torch
+
+    def _on_torch(self, stage: Stage, given: dict[str, Any]) -> tuple[dict[str, Any], str]:
+        """Return what the module of ``stage`` gives, and the device that it ran on."""
+        from optc.optimizer.torch_module import ModuleRejected
+
+        node = self._module_node(stage)
+        try:
+            found = node.run(given, _expected(stage))
+        except ModuleRejected as error:
+            raise StageFailed(
+                stage,
+                Diagnostic(
+                    "stage-failed",
+                    f"torch does not run stage {stage.id} (`{stage.module}`): {error}",
+                    "mend the module, or what the spec says that it takes and gives",
+                ),
+            ) from error
+        return found, node.module.device
+
+    def _module_node(self, stage: Stage) -> ModuleNode:
+        """Return what runs ``stage``; stages with one module share it."""
+        from optc.optimizer.torch_module import ModuleNode, ModuleRejected, TorchModule, sees_gpu
+
+        if stage.module is None:
+            raise damaged_file(
+                self._folder, "manifest.json", f"names no module for the torch stage {stage.id}"
+            )
+        cuda = self.placement is not None and self.placement.device is not None and sees_gpu()
+        if (stage.id, cuda) not in self._module_nodes:
+            for path in (stage.module, *self._files_of(stage)):
+                self._check_once(path)
+            try:
+                if (stage.module, cuda) not in self._modules:
+                    module = TorchModule(self._folder / stage.module, cuda=cuda)
+                    self._modules[stage.module, cuda] = module
+            except ModuleRejected as error:
+                raise StageFailed(
+                    stage,
+                    Diagnostic(
+                        "stage-not-loadable",
+                        f"torch does not load the module of stage {stage.id}: {error}",
+                        "its words name what it lacks; `optc doctor` shows the versions here",
+                    ),
+                ) from error
+            self._module_nodes[stage.id, cuda] = ModuleNode.of_model(
+                self._folder / stage.model, self._modules[stage.module, cuda]
+            )
+        return self._module_nodes[stage.id, cuda]
+
     # -- TensorRT
 
     def _engine_for(
         self, stage: Stage, given: Mapping[str, Any]
     ) -> tuple[Engine | None, int, str | None]:
         """Return the engine that runs ``stage`` and the profile that holds ``given``, or why not."""
+        if stage.runtime == "torch":
+            return None, 0, f"the module of {', '.join(reason.op for reason in stage.why)}"
         if stage.runtime != "tensorrt":
             refused = ", ".join(dict.fromkeys(reason.op for reason in stage.why))
             return None, 0, f"fallback for {refused}" if refused else "fallback"
@@ -462,6 +521,22 @@ class Executor:
                 ),
             ) from error
         return {name: _as_recorded(stage, name, array) for name, array in found.items()}
+
+
+def _expected(stage: Stage) -> dict[str, Expected]:
+    """Return what the outputs of ``stage`` have to be."""
+    from optc.optimizer.torch_module import Expected
+
+    return {
+        name: Expected(
+            None if type_.dtype == "unknown" else dtype_of(type_.dtype),
+            None
+            if type_.shape is None
+            else tuple(axis if isinstance(axis, int) else None for axis in type_.shape),
+        )
+        for name, type_ in stage.tensors.items()
+        if name in stage.outputs
+    }
 
 
 def _profile_for(stage: Stage, given: Mapping[str, Any]) -> tuple[int, str | None]:

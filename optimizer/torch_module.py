@@ -16,12 +16,15 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
+from optc.optimizer.arrays import dtype_of
+from optc.passes.graph import StoredValues
 from optc.specs.diagnostic import Diagnostic, EnvironmentFault
 
 Array = npt.NDArray[Any]
@@ -92,6 +95,15 @@ def require_torch() -> Any:
                 else "install a build of torch that is for this machine",
             )
         ) from error
+
+
+def sees_gpu() -> bool:
+    """Whether torch can run on a GPU here.
+
+    Raises:
+        EnvironmentFault: ``missing-extra``.
+    """
+    return bool(require_torch().cuda.is_available())
 
 
 def kind_of(path: Path) -> Kind:
@@ -291,7 +303,7 @@ class TorchModule:
         tensor = tensor.clone(memory_format=torch.contiguous_format)
         if name in _BY_BITS:
             bits = torch.int8 if tensor.element_size() == 1 else torch.int16
-            found: Array = tensor.view(bits).numpy().view(_dtype(name))
+            found: Array = tensor.view(bits).numpy().view(dtype_of(name))
             return found
         if name not in _DIRECT:
             raise ModuleRejected(
@@ -346,6 +358,17 @@ class ModuleNode:
         self._inputs = _without_omitted(node.input)
         self._outputs = tuple(node.output)
         self._attributes = {a.name: _value_of(a) for a in node.attribute}
+
+    @classmethod
+    def of_model(cls, path: Path, module: TorchModule) -> Self:
+        """Return the node of the model in the file at ``path``, which has no other."""
+        model = onnx.load(path, load_external_data=False)
+        (node,) = model.graph.node
+        constants = {
+            tensor.name: StoredValues(tensor, path.parent).load()
+            for tensor in model.graph.initializer
+        }
+        return cls(node, module, constants)
 
     def run(
         self, values: Mapping[str, Any], expected: Mapping[str, Expected] | None = None
@@ -428,12 +451,6 @@ def _flat(value: Any) -> list[Any]:
     if isinstance(value, tuple | list):
         return [item for each in value for item in _flat(each)]
     return [value]
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    import ml_dtypes
-
-    return np.dtype(getattr(ml_dtypes, name))
 
 
 def _article(noun: str) -> str:

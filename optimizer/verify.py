@@ -38,7 +38,13 @@ from optc.optimizer.noise import FACTOR, Floor, Noise, floors_covering, paired_r
 from optc.optimizer.reference import Model, Rejected, flattened, owned
 from optc.optimizer.runtime import Device, Package, RunReport, StageFailed
 from optc.specs.compile_spec import PrecisionName, Range, Verify
-from optc.specs.diagnostic import Diagnostic, InputError, NotMetError, OptcError
+from optc.specs.diagnostic import (
+    Diagnostic,
+    EnvironmentFault,
+    InputError,
+    NotMetError,
+    OptcError,
+)
 from optc.specs.manifest import Manifest, Target
 from optc.specs.model_problem import ResolvedInput
 
@@ -525,7 +531,7 @@ class _Run:
     ) -> dict[str, Array] | None:
         try:
             found = self._package.run(feeds, target=group[0].name, device=self._device)
-        except InputError:  # a damaged package: nothing of it is compared
+        except (InputError, EnvironmentFault):  # damaged, or a library is missing: of no case
             raise
         except OptcError as error:
             words = "; ".join(diagnostic.problem for diagnostic in error.diagnostics)
@@ -539,7 +545,15 @@ class _Run:
     def _failed(self, case: Case, target: Target, error: OptcError, words: str) -> None:
         """Note that the package does not run on ``case``, and whether that is its fault."""
         where = f"case {case.name}, target `{target.name}`"
-        if not self._original.by_evaluator or not isinstance(error, StageFailed):
+        if isinstance(error, StageFailed) and error.stage.runtime == "torch":
+            self.result.unmet.append(
+                Diagnostic(
+                    "package-does-not-run",
+                    f"{where}: the original runs, the package does not: {words}",
+                    error.diagnostics[0].todo,
+                )
+            )
+        elif not self._original.by_evaluator or not isinstance(error, StageFailed):
             self.result.unmet.append(
                 Diagnostic(
                     "package-does-not-run",

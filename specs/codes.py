@@ -61,6 +61,11 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
         "fixed-axis": "A shape contradicts an axis that is fixed in the model.",
         "axis-without-range": "A dynamic axis of an input has no range.",
         "unknown-symbol": "No dynamic axis has that name.",
+        "module-not-found": "There is no file at the path of a torch module.",
+        "bad-module": "A torch module is neither TorchScript nor an exported program, or does not "
+        "take what its node gives it.",
+        "bad-replacement": "A range of nodes cannot be replaced by a module; the error shows what is "
+        "in the way.",
         "unknown-tensor": "Neither the model nor the package has a tensor of that name.",
         "bad-point": "A stage cannot end there, or a point says nothing of where.",
         "unknown-op": "Neither the model nor ONNX has that op.",
