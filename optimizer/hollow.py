@@ -59,6 +59,7 @@ def _rewritten(
     if depth > _DEEPEST:
         raise _Malformed
     parts: list[bytes | memoryview] = []
+    reference = b""  # stands last: some writers say after the data that it is in the file
     kept_from = at  # what follows from here is taken over in one piece
     changed = False
     inside = _INSIDE[kind]
@@ -72,7 +73,7 @@ def _rewritten(
                 raise _Malformed
             new: list[bytes | memoryview] | None = None
             if kind == "tensor" and number == _RAW_DATA and length >= LARGE:
-                new = [_reference(location, at, length)]
+                new, reference = [], _reference(location, at, length)
             elif number in inside and (
                 body := _rewritten(data, at, at + length, inside[number], location, depth + 1)
             ):
@@ -89,7 +90,7 @@ def _rewritten(
                 raise _Malformed
         else:
             raise _Malformed
-    return [*parts, data[kept_from:end]] if changed else None
+    return [*parts, data[kept_from:end], reference] if changed else None
 
 
 def _reference(location: bytes, offset: int, length: int) -> bytes:
