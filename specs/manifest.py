@@ -334,11 +334,17 @@ class Manifest(_Part):
         profiles: For each optimisation profile: symbol -> its range.
         stages: Of all targets.
         targets: What the package was compiled for.
+        modules: Operator, as ``domain::op`` -> the file of the torch module that runs it. With it the
+            original model can be run, too, where it has that operator.
         files: Path -> sha256 of every file of the package but this one.
         passes: What the graph passes did.
         environment: Versions, builder, machine.
         verify: What the spec asks of the result, as the verification takes it.
         rounds: The rounds of splitting and building, in their order.
+        oracle: How often TensorRT was asked, by kind: ``parses`` of a whole model, ``probes`` of a
+            node by the parser, ``trials`` of a node by the builder, ``bisections`` of a stage, ``builds``
+            of engines; and how often that was saved, as the answer was ``remembered`` from this run
+            or ``read`` from disk.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -354,11 +360,13 @@ class Manifest(_Part):
     profiles: tuple[Mapping[str, Range], ...] = ()
     stages: tuple[Stage, ...]
     targets: tuple[Target, ...]
+    modules: Mapping[str, PackagePath] = {}
     files: Mapping[PackagePath, str] = {}
     passes: tuple[PassRecord, ...] = ()
     environment: Mapping[str, JsonValue] = {}
     verify: JsonValue = None
     rounds: tuple[JsonValue, ...] = ()
+    oracle: Mapping[str, int] = {}
 
     @model_validator(mode="after")
     def _stages_exist(self) -> Self:
@@ -431,6 +439,7 @@ class Manifest(_Part):
             update={
                 "graph": moved(self.graph),
                 "report": moved(self.report),
+                "modules": {op: moved(path) for op, path in self.modules.items()},
                 "stages": stages,
                 "files": {moved(path): sha256 for path, sha256 in self.files.items()},
             }

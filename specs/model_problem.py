@@ -12,6 +12,7 @@ from optc.specs.diagnostic import Diagnostic, Place, nearest
 from optc.specs.likely import likely_range
 from optc.specs.model_outline import Dim, Outline, OutlineNode, Value
 from optc.specs.onnx_ops import ONNX_OPS
+from optc.specs.replace_problem import unknown_ends
 from optc.specs.schema_problem import Path, Reading
 from optc.specs.source import Source, Table, find, find_key, written
 from optc.specs.stage_problem import Flow, FlowNode, asked_of
@@ -61,6 +62,7 @@ class Comparison:
         spec = self.reading.spec
         self._compare_selectors(spec.partition.off_tensorrt, ("partition", "off_tensorrt"))
         self._compare_stages()
+        self.problems += unknown_ends(spec.partition.replace, self.outline, self._place)
         self._compare_selectors(spec.precision.keep_fp32, ("precision", "keep_fp32"))
         self._compare_selectors(spec.precision.layers, ("precision", "layers"))
         if spec.verify is not None:
