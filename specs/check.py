@@ -11,13 +11,16 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from optc.specs.compile_spec import CompileSpec, Range
+from optc.specs.compile_spec import CompileSpec, Cost, Range
 from optc.specs.diagnostic import Diagnostic, Place, SpecError, nearest
+from optc.specs.measured_cost import with_measured
 from optc.specs.model_outline import Outline, OutlineError, read_outline
 from optc.specs.model_problem import Comparison, ResolvedInput
+from optc.specs.replace_problem import missing_modules
 from optc.specs.schema_problem import Reading, spec_of
 from optc.specs.source import Source, find, find_key, read
 
@@ -41,6 +44,7 @@ class CheckedSpec:
         inputs: The model's inputs, weights left out, by name in the model's order.
         profiles: One or more: each gives every symbol of ``inputs``, and the symbols inside the
             model that the user gave.
+        cost: What things cost, with what was measured where the spec names a file of that.
         notes: What is no mistake and worth a word.
         outline_ok: Whether the model could be read for the check. Where not, ``inputs`` is empty
             and the model's loader has more to say.
@@ -53,6 +57,7 @@ class CheckedSpec:
     model_sha256: str | None
     inputs: dict[str, ResolvedInput]
     profiles: tuple[dict[str, Range], ...]
+    cost: Cost
     notes: tuple[Diagnostic, ...]
     outline_ok: bool
     _source: Source = field(repr=False, compare=False)
@@ -99,14 +104,18 @@ def check(
         *_wrong_options(source, reading, known_passes, options_of),
         *_missing_data(source, reading, folder),
         *_calibration_problems(source, reading),
+        *missing_modules(reading.spec.partition.replace, folder, partial(_place, source, reading)),
     ]
+    measured = _place(source, reading, "partition", "cost", "measured")
+    cost, faults = with_measured(reading.spec.partition.cost, folder, measured)
+    problems += faults
     model_path = folder / reading.spec.model.path
     model_sha256: str | None = None
     outline: Outline | None = None
     if reading.has_model:
-        model_sha256, faults = _model_file(source, reading, model_path)
-        problems += faults
-        if not faults:
+        model_sha256, lacks = _model_file(source, reading, model_path)
+        problems += lacks
+        if not lacks:
             outline = _outline_of(model_path)
     inputs: dict[str, ResolvedInput] = {}
     profiles = reading.spec.profiles or (reading.spec.dims,)
@@ -129,6 +138,7 @@ def check(
         model_sha256=model_sha256,
         inputs=inputs,
         profiles=profiles,
+        cost=cost,
         notes=tuple(sorted(problems, key=_order)),
         outline_ok=outline is not None,
         _source=source,
@@ -157,8 +167,11 @@ def _not_yet(source: Source, reading: Reading) -> list[Diagnostic]:
         problem = "TensorRT switches TF32 for a whole engine: single nodes cannot be kept in fp32"
         add(problem, "leave `keep_fp32` out, or write `fp32`", "precision", "keep_fp32")
     if spec.fallback.runtime == "torch":
-        problem = "this version of optc does not run stages with torch yet"
-        add(problem, "write `onnxruntime`", "fallback", "runtime")
+        problem = (
+            "torch runs what a module is given for, under `operators` or `partition.replace`, and "
+            "no operator of ONNX: these run on ONNX Runtime"
+        )
+        add(problem, "write `onnxruntime`, or leave `fallback` out", "fallback", "runtime")
     return found
 
 

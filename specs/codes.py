@@ -47,6 +47,8 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
         "dims-and-profiles": "The spec has both `dims` and `profiles`.",
         "not-in-this-version": "The spec asks for what this version of optc does not do yet.",
         "unknown-pass": "There is no pass of that name.",
+        "costs-not-found": "There is no file of measured costs at the path that the spec names.",
+        "not-costs": "What the spec names as measured costs is not what `optc run --costs` writes.",
         "no-data": "A pattern in the spec for data to verify or calibrate with matches no file.",
         "no-calibration": "The spec asks for int8 or fp8 and names no data to calibrate with.",
         "unused-calibration": "The spec names data to calibrate with and nothing that needs them.",

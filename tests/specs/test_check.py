@@ -57,6 +57,8 @@ MISTAKES = {
     "not-in-this-version": VALID + "fallback: {runtime: torch}\n",
     "unknown-option": VALID + "passes: {options: {fold-constants: {growth_byte: 1}}}\n",
     "unknown-pass": VALID + "passes: {disable: [fuse-gelo]}\n",
+    "costs-not-found": VALID + "partition: {cost: {measured: costs.json}}\n",
+    "not-costs": VALID + "partition: {cost: {measured: m.onnx}}\n",
     "no-data": VALID + "verify: {data: '*.npz'}\n",
     "no-calibration": VALID + "precision: int8\n",
     "model-not-found": VALID.replace("m.onnx", "n.onnx"),
@@ -101,7 +103,7 @@ def test_the_mistakes_are_all_there_are() -> None:
 
     checking = (
         *("source", "compile_spec", "schema_problem", "model_problem", "check"),
-        *("stage_problem",),
+        *("stage_problem", "measured_cost"),
     )
     used = {code for name in checking for code in codes_in(name)}
     assert used == elsewhere | MISTAKES.keys()
