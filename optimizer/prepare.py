@@ -155,7 +155,7 @@ def _question(
         flops=flops(graph, shapes, checked.profiles[0]),
         fallback=spec.fallback.runtime,
         place_of_profiles=checked.place("profiles", key=True) or checked.place("dims", key=True),
-        cost=spec.partition.cost,
+        cost=checked.cost,
     )
 
 
