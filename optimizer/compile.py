@@ -285,7 +285,7 @@ def _decided(
     For a plan nothing of the user's is written, and for a quick one nothing is built.
     """
     question, spec = prepared.question, prepared.checked.spec
-    oracle = Oracle(workers)
+    oracle = Oracle(workers, digest_of=store.digest_of)
     tf32 = spec.precision.default == "tf32"
     stages = folder / "stages"
     legaliser = Legaliser(
@@ -313,7 +313,15 @@ def _decided(
         ranges_of=legaliser.ranges_of,
     )
     engines = EngineBuilder(
-        question, workers, oracle, store, folder, progress, legaliser, lowerer, tf32=tf32
+        question,
+        oracle,
+        store,
+        folder,
+        progress,
+        legaliser,
+        lowerer,
+        tf32=tf32,
+        keep=not plan,
     )
     progress.step("asking TensorRT what it takes")
     refused = {target.name: _refused(engines, target, chooser) for target in targets}

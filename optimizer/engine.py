@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
-from optc.optimizer.builder import Workers
+from optc.optimizer.fingerprint import Fingerprint
 from optc.optimizer.job import BuildFailure, BuildJob, BuildResult, Profile
 from optc.optimizer.legalise import Legaliser
 from optc.optimizer.lower import Lowerer
@@ -59,13 +59,13 @@ class EngineBuilder:
     """Asks parser and builder on behalf of one model.
 
     Stages are written to ``folder`` under names made from their content, as they have no numbers
-    yet; `optc.optimizer.record` renames what is kept.
+    yet; `optc.optimizer.record` renames what is kept. Where ``keep`` is false no engine is, and what
+    has built before is not built again.
     """
 
     def __init__(
         self,
         question: Question,
-        workers: Workers,
         oracle: Oracle,
         store: WeightStore,
         folder: Path,
@@ -74,15 +74,17 @@ class EngineBuilder:
         lowerer: Lowerer,
         *,
         tf32: bool,
+        keep: bool = True,
     ) -> None:
         self._question = question
-        self._workers = workers
         self._oracle = oracle
         self._store = store
         self._folder = folder / "stages"
         self._progress = progress
         self._tf32 = tf32
+        self._keep = keep
         self._models: dict[Stage, Path] = {}
+        self._fingerprints: dict[Stage, Fingerprint] = {}
         self._parts: dict[Stage, _Part] = {}
         self._legaliser = legaliser
         self._lowerer = lowerer
@@ -90,6 +92,11 @@ class EngineBuilder:
             tuple[Mapping[str, NodePrecision], ModelProto, Mapping[str, tuple[str, ...]]] | None
         ) = None
         self._folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def asked(self) -> Mapping[str, int]:
+        """What was asked of TensorRT so far, by its kind -> how often."""
+        return self._oracle.counts.as_json()
 
     # --- the parser ------------------------------------------------------------------------------
 
@@ -161,8 +168,12 @@ class EngineBuilder:
             for job, (stage, target) in zip(jobs, stages, strict=True)
         }
         self._store.hash_ahead()
-        return self._workers.build(
-            jobs,
+        return self._oracle.build(
+            [
+                (job, self._fingerprints[stage])
+                for job, (stage, _) in zip(jobs, stages, strict=True)
+            ],
+            keep=self._keep,
             on_done=lambda job, result: self._progress.part(labels[job.engine], "done", 1.0),
             on_progress=lambda job, phase, fraction: self._progress.part(
                 labels[job.engine], phase, fraction
@@ -292,6 +303,10 @@ class EngineBuilder:
             model = export_model(graph, place=self._store.for_stage, value_info=False)
             if stage.runtime != "tensorrt":
                 model = without_input_extents(model)
+            else:
+                self._fingerprints[stage] = Fingerprint(
+                    model, weights=True, digest_of=self._store.digest_of
+                )
             path = self._folder / f"scrap-{len(self._models)}.onnx"
             path.write_bytes(model.SerializeToString())
             self._models[stage] = path

@@ -20,7 +20,8 @@ from pathlib import Path
 import onnx_graphsurgeon as gs
 from onnx import ModelProto, TensorProto
 
-from optc.optimizer.oracle import Oracle, ProfilesOf, likeness
+from optc.optimizer.model_parts import ProfilesOf
+from optc.optimizer.oracle import Oracle, likeness
 from optc.optimizer.partition import Legalised, Off, Question, axis_ranges
 from optc.passes.contract import Pass
 from optc.passes.flops import flops

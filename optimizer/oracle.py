@@ -1,34 +1,47 @@
 """What TensorRT refuses, asked of its own parser and builder with the real nodes.
 
-The parser names every node that its op checkers refuse, but of those whose import fails only the
-first. So after each answer every node of a refused op is asked about on its own, and the model
-again without what was refused, until the parser takes what is left. What a few ops do in the
-builder, whatever the parser says, only a trial build of the node tells.
+In layers, each asked only where the one before does not tell:
+
+1. the same model was asked about before, whatever the names in it: what was refused of it;
+2. a rule from earlier answers: a node like one that the parser refused both on its own and in a model
+   is left out before the model is parsed;
+3. a parse of the whole model. The parser names every node that its op checkers refuse, but of those
+   whose import fails only the first. So after each answer every node of a refused op is asked about
+   on its own, and then the model again without what was refused, until the parser takes the rest;
+4. a trial build of each node of an op that the builder may refuse whatever the parser says;
+5. the build of a stage. If it fails, nodes are built alone, and then beginnings of the stage.
 
 A node on its own is a model of that node, its constants and the shape arithmetic that leads to it.
-The answer depends on nothing else, so it is kept, in memory and on disk, under the content of that
-model without its names and large weights.
+Answers are kept on disk under all that they depend on (`optc.optimizer.fingerprint`), so that
+compiling once more asks nothing, and builds nothing but the engines that it keeps.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final
 
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import ModelProto, NodeProto
 
-from optc.optimizer.builder import Workers
+from optc.optimizer.answer_cache import AnswerCache, key_of
+from optc.optimizer.backend import backend_of
+from optc.optimizer.builder import OnDone, OnProgress, Workers
 from optc.optimizer.cache_folder import cache_folder
-from optc.optimizer.job import BuildFailure, ProbeJob, ProbeResult, Profile
+from optc.optimizer.fingerprint import DigestOf, Fingerprint
+from optc.optimizer.job import (
+    BuildFailure,
+    BuildJob,
+    BuildResult,
+    ProbeResult,
+    Profile,
+    Refusal,
+)
+from optc.optimizer.model_parts import ModelParts, ProfilesOf, inputs_of, names_in, takes_sizes
 from optc.optimizer.partition import Off, Refused
+from optc.optimizer.probe import Answer, Counts, Memory, Probe, Prober, Setting, Trial
 
 TRIAL_OPS: Final = frozenset(
     {
@@ -42,69 +55,8 @@ TRIAL_OPS: Final = frozenset(
 MAX_ROUNDS: Final = 64
 """Parses of the whole model. Each names at least one node more; three is usual."""
 
-_PROBE_SECONDS: Final = 120.0
-_CACHE_FORMAT: Final = 2
-_SMALL_BYTES: Final = 1024
-"""Constants up to this size count with their values: an axis, a zero point, a shape."""
-
-_MOST_SIZES: Final = 64
-"""Of a tensor of sizes. A longer one, or one of any length, is data."""
-
-_SHAPE_OPS: Final = frozenset(
-    {
-        "Add",
-        "Cast",
-        "Ceil",
-        "Concat",
-        "Constant",
-        "ConstantOfShape",
-        "Div",
-        "Equal",
-        "Expand",
-        "Floor",
-        "Gather",
-        "Greater",
-        "Identity",
-        "Less",
-        "Max",
-        "Min",
-        "Mod",
-        "Mul",
-        "Neg",
-        "Range",
-        "ReduceProd",
-        "Reshape",
-        "Shape",
-        "Size",
-        "Slice",
-        "Squeeze",
-        "Sub",
-        "Unsqueeze",
-        "Where",
-    }
-)
-"""What sizes are computed with. A node is asked about together with what computes its sizes."""
-
-_DTYPES: Final = frozenset(
-    {
-        TensorProto.FLOAT,
-        TensorProto.FLOAT16,
-        TensorProto.BFLOAT16,
-        TensorProto.FLOAT8E4M3FN,
-        TensorProto.INT64,
-        TensorProto.INT32,
-        TensorProto.INT8,
-        TensorProto.UINT8,
-        TensorProto.BOOL,
-    }
-)
-"""Of tensors that can enter and leave an engine."""
-
-_INTEGERS: Final = frozenset({TensorProto.INT64, TensorProto.INT32})
-
-ProfilesOf = Callable[[Sequence[str]], tuple[Profile, ...] | None]
-"""Tensor names -> the optimisation profiles of a model that has these as inputs: () where none has
-a dynamic axis, None where an axis has no bound."""
+_LASTING: Final = frozenset({"refused", "builder"})
+"""Failures that would come again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +96,28 @@ class Oracle:
     Args:
         workers: Who asks.
         cache: Folder of the answers on disk; by default `cache_folder`.
+        digest_of: Tells constants apart that lie in files. What depends on the values of one that
+            it does not know is not kept for the next run.
+
+    Attributes:
+        counts: How often TensorRT was asked so far, and how often that was saved.
     """
 
-    def __init__(self, workers: Workers, cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        workers: Workers,
+        cache: Path | None = None,
+        *,
+        digest_of: DigestOf = lambda tensor: None,
+    ) -> None:
         self._workers = workers
-        self._cache = cache if cache is not None else cache_folder() / "oracle"
-        self._known: dict[str, _Answer] = {}
+        self._digest_of = digest_of
+        self.counts = Counts()
+        folder = cache if cache is not None else cache_folder() / "oracle"
+        self._memory = Memory(AnswerCache(folder), self.counts)
+        self._prober = Prober(workers, self._memory, self.counts)
+
+    # --- what the parser refuses of a model ------------------------------------------------------
 
     def refusals(
         self,
@@ -174,19 +142,79 @@ class Oracle:
             tf32: For trial builds.
             off: Nodes that are off TensorRT anyway and are not asked about.
         """
-        ask = _Asking(backend, folder)
-        graph = _Graph(model)
+        parts = ModelParts(model)
         off = frozenset(off)
-        refused = self._by_parser(graph, ask, off)
+        refused = self._by_parser(parts, Setting(backend, folder), off)
         if profiles is not None:
             nodes = [
                 node
                 for node in model.graph.node
                 if node.op_type in TRIAL_OPS and node.name not in off | refused.keys()
             ]
-            trial = _Trial(compute_capability, tf32)
-            refused |= self._alone(graph, nodes, ask, profiles, trial)
+            setting = Setting(backend, folder, Trial(compute_capability, tf32))
+            refused |= _refused(self._alone(parts, nodes, setting, profiles))
         return refused
+
+    def _by_parser(self, parts: ModelParts, setting: Setting, off: frozenset[str]) -> Off:
+        asked = parts.without(off)
+        fingerprint = Fingerprint(asked, digest_of=self._digest_of)
+        key = key_of("parser", *self._backend(setting), fingerprint.digest)
+        known: list[tuple[int, str]] | None = self._memory.get(key)
+        if known is None:
+            refused, lasting = self._parsed(parts, setting, off)
+            known = [
+                (fingerprint.number_of_node(name), fingerprint.without_names(why.text))
+                for name, why in refused.items()
+            ]
+            self._memory.put(key, known, lasting=lasting and fingerprint.complete)
+        return {
+            fingerprint.nodes[number]: Refused("parser", fingerprint.with_names(text))
+            for number, text in known
+        }
+
+    def _parsed(self, parts: ModelParts, setting: Setting, off: frozenset[str]) -> tuple[Off, bool]:
+        """Return what the parser refuses, and whether it would again."""
+        rules = _Rules(self._memory, self._prober, setting, self._backend(setting))
+        refused = self._by_rule(parts, setting, off, rules)
+        lasting = True
+        for _ in range(MAX_ROUNDS):
+            self.counts.parses += 1
+            [result] = self._workers.probe([setting.job(parts.without(off | refused.keys()))])
+            if result.accepted:
+                return refused, lasting
+            lasting &= _is_lasting(result)
+            named = {
+                name: Refused("parser", refusal.text)
+                for refusal in result.refusals
+                if (name := parts.owner.get(refusal.node)) is not None and name not in refused
+            }
+            # A crash, or a refusal of the model as a whole, names no node: then ask about all.
+            ops = {parts.nodes[name].op_type for name in named}
+            rest = [
+                node
+                for node in parts.nodes.values()
+                if node.name not in off | refused.keys() | named.keys()
+                and (not named or node.op_type in ops)
+            ]
+            answers = self._alone(parts, rest, setting)
+            lasting &= all(answer.lasting for answer in answers.values())
+            new = named | _refused(answers)
+            if not new:  # whatever it is, no node alone brings it about: the build will tell
+                return refused, lasting
+            rules.learn(self._probes(parts, [parts.nodes[name] for name in named], setting))
+            refused |= new
+        return refused, False  # the next run goes on from what this one has learnt
+
+    def _by_rule(
+        self, parts: ModelParts, setting: Setting, off: frozenset[str], rules: _Rules
+    ) -> Off:
+        nodes = [node for node in parts.nodes.values() if node.name not in off]
+        ops = {(node.domain, node.op_type) for node in nodes}
+        ruled = {op for op in ops if rules.knows(*op)}
+        wanted = [node for node in nodes if (node.domain, node.op_type) in ruled]
+        return rules.refused(self._probes(parts, wanted, setting))
+
+    # --- nodes on their own ----------------------------------------------------------------------
 
     def refused_alone(
         self,
@@ -212,54 +240,38 @@ class Oracle:
         """
         wanted = set(names)
         nodes = [node for node in model.graph.node if node.name in wanted]
-        ask = _Asking(backend, folder)
-        return self._alone(_Graph(model), nodes, ask, profiles, _Trial(compute_capability, tf32))
-
-    def _by_parser(self, graph: _Graph, ask: _Asking, off: frozenset[str]) -> Off:
-        refused: Off = {}
-        for _ in range(MAX_ROUNDS):
-            [result] = self._workers.probe([ask.job(graph.without(off | refused.keys()))])
-            new = {
-                name: Refused("parser", refusal.text)
-                for refusal in result.refusals
-                if (name := graph.owner.get(refusal.node)) is not None and name not in refused
-            }
-            if result.accepted:
-                break
-            # A crash, or a refusal of the model as a whole, names no node: then ask about all.
-            ops = {graph.nodes[name].op_type for name in new}
-            rest = [
-                node
-                for node in graph.nodes.values()
-                if node.name not in off | refused.keys() | new.keys()
-                and (not new or node.op_type in ops)
-            ]
-            new |= self._alone(graph, rest, ask)
-            if not new:
-                break  # whatever it is, no node alone brings it about: the build will tell
-            refused |= new
-        return refused
+        setting = Setting(backend, folder, Trial(compute_capability, tf32))
+        return _refused(self._alone(ModelParts(model), nodes, setting, profiles))
 
     def _alone(
         self,
-        graph: _Graph,
+        parts: ModelParts,
         nodes: Iterable[NodeProto],
-        ask: _Asking,
+        setting: Setting,
         profiles: ProfilesOf | None = None,
-        trial: _Trial | None = None,
-    ) -> Off:
-        """Return which of ``nodes`` are refused when each is all that the model holds."""
-        questions = {}
+    ) -> dict[str, Answer]:
+        """Return what is said of ``nodes`` when each is all that the model holds."""
+        probes = self._probes(parts, nodes, setting, profiles)
+        answers = self._prober.answers(list(probes.values()), setting)
+        return dict(zip(probes, answers, strict=True))
+
+    def _probes(
+        self,
+        parts: ModelParts,
+        nodes: Iterable[NodeProto],
+        setting: Setting,
+        profiles: ProfilesOf | None = None,
+    ) -> dict[str, Probe]:
+        """Return the probes of those of ``nodes`` that can be asked about alone, by their names."""
+        probes = {}
         for node in nodes:
-            model = graph.alone(node)
+            model = parts.alone(node)
             if model is None:
                 continue
-            shapes = profiles(_inputs(model)) if profiles is not None else ()
-            if shapes is not None and not (trial is not None and _takes_sizes(model)):
-                questions[node.name] = _Question(model, shapes, frozenset(_names(node)))
-        answers = self._answers(list(questions.values()), ask, trial)
-        found = {name: a.refused for name, a in zip(questions, answers, strict=True)}
-        return {name: refused for name, refused in found.items() if refused is not None}
+            shapes = profiles(inputs_of(model)) if profiles is not None else ()
+            if shapes is not None and not (setting.trial is not None and takes_sizes(model)):
+                probes[node.name] = Probe(model, shapes, frozenset(names_in(node)), self._digest_of)
+        return probes
 
     def alone(self, model: ModelProto, names: Collection[str]) -> dict[str, ModelProto]:
         """Return each of the nodes ``names`` as a model of its own.
@@ -272,8 +284,8 @@ class Oracle:
             names: Of nodes of the main graph. One with a tensor that cannot enter or leave an
                 engine is left out.
         """
-        graph = _Graph(model)
-        found = {name: graph.alone(graph.nodes[name], narrowed=True) for name in names}
+        parts = ModelParts(model)
+        found = {name: parts.alone(parts.nodes[name], narrowed=True) for name in names}
         return {name: part for name, part in found.items() if part is not None}
 
     def verdicts(
@@ -296,37 +308,58 @@ class Oracle:
             compute_capability: To build for.
             tf32: Whether TF32 is on.
         """
-        questions = [
-            _Question(
-                model, shapes, frozenset(n for node in model.graph.node for n in _names(node))
+        probes = [
+            Probe(
+                model,
+                shapes,
+                frozenset(name for node in model.graph.node for name in names_in(node)),
+                self._digest_of,
             )
             for model, shapes in zip(models, profiles, strict=True)
         ]
-        answers = self._answers(
-            questions, _Asking(backend, folder), _Trial(compute_capability, tf32)
-        )
+        setting = Setting(backend, folder, Trial(compute_capability, tf32))
+        answers = self._prober.answers(probes, setting)
         return [Verdict(answer.refused, frozenset(answer.ops)) for answer in answers]
 
-    def _answers(
-        self, questions: Sequence[_Question], ask: _Asking, trial: _Trial | None
-    ) -> list[_Answer]:
-        """Return an answer to each question: remembered, read, or asked for now."""
-        version = self._workers.version(ask.backend)
-        keys = [_key(each, ask.backend, version, trial) for each in questions]
-        unknown: dict[str, _Question] = {}
-        for key, question in zip(keys, questions, strict=True):
-            if key not in self._known and key not in unknown:
-                answer = self._read(key)
-                if answer is not None:
-                    self._known[key] = answer
-                else:
-                    unknown[key] = question
-        jobs = [ask.job(each.model, each.profiles, trial) for each in unknown.values()]
-        for (key, question), result in zip(unknown.items(), self._workers.probe(jobs), strict=True):
-            answer = self._known[key] = _Answer.of(result, question)
-            if answer.lasting:
-                self._write(key, answer)
-        return [self._known[key] for key in keys]
+    # --- stages ----------------------------------------------------------------------------------
+
+    def build(
+        self,
+        jobs: Sequence[tuple[BuildJob, Fingerprint]],
+        *,
+        keep: bool = True,
+        on_done: OnDone | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> list[BuildResult]:
+        """Build engines side by side, but for those that are known not to build.
+
+        Args:
+            jobs: What to build. The fingerprint is of the model, weights included.
+            keep: Whether the engines are wanted; if not, what has built before is not built again.
+            on_done: As for `Workers.build`.
+            on_progress: As for `Workers.build`.
+        """
+        found: dict[int, BuildResult] = {}
+        keys: dict[int, str] = {}
+        for index, (job, fingerprint) in enumerate(jobs):
+            # A GPU that is short of memory today says nothing of tomorrow.
+            if fingerprint.complete and not backend_of(job.backend).needs_gpu:
+                keys[index] = self._key_of_build("build", job, fingerprint)
+                known = self._memory.get(keys[index])
+                failure = known and _failure_from(known["failure"], fingerprint)
+                if known is not None and (failure is not None or not keep):
+                    found[index] = BuildResult(0.0, failure=failure)
+                    if on_done is not None:
+                        on_done(job, found[index])
+        left = [index for index in range(len(jobs)) if index not in found]
+        self.counts.builds += len(left)
+        results = self._workers.build([jobs[index][0] for index in left], on_done, on_progress)
+        for index, result in zip(left, results, strict=True):
+            found[index] = result
+            if index in keys and (result.failure is None or result.failure.reason in _LASTING):
+                kept = {"failure": _failure_as_json(result.failure, jobs[index][1])}
+                self._memory.put(keys[index], kept, lasting=True)
+        return [found[index] for index in range(len(jobs))]
 
     def bisect(
         self,
@@ -354,334 +387,124 @@ class Oracle:
             max_builds: The most builds.
             max_seconds: No build starts later; one that has started ends by itself.
         """
-        graph = _Graph(model)
-        names = list(graph.nodes)
-        ask = _Asking(backend, folder)
+        fingerprint = Fingerprint(model, weights=True, digest_of=self._digest_of)
+        setting = Setting(backend, folder, Trial(compute_capability, tf32))
+        key = key_of(
+            "bisect",
+            *self._backend(setting),
+            (compute_capability, tf32, max_builds),
+            fingerprint.shapes_of(profiles),
+            fingerprint.digest,
+        )
+        known = self._memory.get(key)
+        if known is not None:
+            found = _failure_from(known["failure"], fingerprint)
+            assert found is not None, "a search begins with a failure"
+            nodes = tuple(fingerprint.nodes[number] for number in known["nodes"])
+            return Suspects(nodes, known["builds"], known["seconds"], found)
+        suspects, lasting = self._search(
+            ModelParts(model), setting, failure, profiles, max_builds, max_seconds
+        )
+        kept = {
+            "nodes": [fingerprint.number_of_node(name) for name in suspects.nodes],
+            "builds": suspects.builds,
+            "seconds": suspects.seconds,
+            "failure": _failure_as_json(suspects.failure, fingerprint),
+        }
+        self._memory.put(key, kept, lasting=lasting and fingerprint.complete)
+        return suspects
+
+    def _search(
+        self,
+        parts: ModelParts,
+        setting: Setting,
+        failure: BuildFailure,
+        profiles: tuple[Profile, ...],
+        max_builds: int,
+        max_seconds: float,
+    ) -> tuple[Suspects, bool]:
+        """Return the suspects, and whether the next search would find the same."""
+        names = list(parts.nodes)
         started = time.monotonic()
+        lasting = failure.reason in _LASTING
         builds, good, bad = 0, 0, len(names)  # the first `good` nodes build, the first `bad` do not
-        while bad - good > 1 and builds < max_builds and time.monotonic() - started < max_seconds:
+        while bad - good > 1 and builds < max_builds:
+            if time.monotonic() - started >= max_seconds:
+                lasting = False
+                break
             at_once = min(self._workers.count, max_builds - builds, bad - good - 1)
             lengths = [good + (bad - good) * (i + 1) // (at_once + 1) for i in range(at_once)]
-            jobs = [
-                ask.job(graph.beginning(length), profiles, _Trial(compute_capability, tf32))
-                for length in lengths
-            ]
+            jobs = [setting.job(parts.beginning(length), profiles) for length in lengths]
             builds += len(jobs)
             for length, result in zip(lengths, self._workers.probe(jobs), strict=True):
+                lasting &= _is_lasting(result)
                 if result.failure is None:
                     good = length
                 else:
                     bad, failure = length, result.failure
                     break
+        self.counts.bisections += builds
         seconds = round(time.monotonic() - started, 3)
-        return Suspects(tuple(names[good:bad]), builds, seconds, failure)
+        return Suspects(tuple(names[good:bad]), builds, seconds, failure), lasting
 
-    def _read(self, key: str) -> _Answer | None:
-        """Return the answer kept on disk; one that cannot be read is as good as none."""
-        try:
-            return _Answer(**json.loads(self._file(key).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return None
-
-    def _write(self, key: str, answer: _Answer) -> None:
-        file = self._file(key)
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", dir=file.parent, suffix=".new", encoding="utf-8", delete=False
-            ) as new:
-                json.dump(asdict(answer), new)
-            Path(new.name).replace(file)
-        except OSError:
-            return  # a full or read-only disk costs the next run its time, and nothing else
-
-    def _file(self, key: str) -> Path:
-        return self._cache / key[:2] / f"{key}.json"
-
-
-@dataclass(frozen=True, slots=True)
-class _Trial:
-    """What a trial build is for."""
-
-    compute_capability: str | None
-    tf32: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Asking:
-    """Whom to ask, and where the model's weights lie."""
-
-    backend: str
-    folder: Path | None
-
-    def job(
-        self, model: ModelProto, profiles: tuple[Profile, ...] = (), trial: _Trial | None = None
-    ) -> ProbeJob:
-        """Return the job that parses ``model``, and builds it where there is a ``trial``."""
-        return ProbeJob(
-            model=model.SerializeToString(),
-            backend=self.backend,
-            folder=self.folder,
-            build=trial is not None,
-            compute_capability=trial.compute_capability if trial else None,
-            profiles=profiles,
-            tf32=trial is not None and trial.tf32,
-            nodes=tuple(node.name for node in model.graph.node),
-            time_limit_seconds=_PROBE_SECONDS,
+    def _key_of_build(self, kind: str, job: BuildJob, fingerprint: Fingerprint) -> str:
+        return key_of(
+            kind,
+            (job.backend, self._workers.version(job.backend)),
+            (job.compute_capability, job.tf32),
+            fingerprint.shapes_of(job.profiles),
+            fingerprint.digest,
         )
 
+    def _backend(self, setting: Setting) -> tuple[str, str]:
+        return setting.backend, self._workers.version(setting.backend)
 
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """A small model that TensorRT is asked about.
 
-    Attributes:
-        model: The model.
-        profiles: Its optimisation profiles.
-        names: Of the nodes that the question is about, those of bodies too.
+class _Rules:
+    """Which nodes the parser is known to refuse.
+
+    Only what it refused on its own and in a whole model counts: what is around a node may decide
+    too, and what was answered earlier is not to change what is decided, only how soon.
     """
 
-    model: ModelProto
-    profiles: tuple[Profile, ...]
-    names: frozenset[str]
+    def __init__(
+        self, memory: Memory, prober: Prober, setting: Setting, backend: tuple[str, str]
+    ) -> None:
+        self._memory = memory
+        self._prober = prober
+        self._setting = setting
+        self._backend = backend
 
-    @property
-    def ops(self) -> dict[str, str]:
-        """Name of a node -> its op; that of the control-flow node for one in a body."""
-        return {name: node.op_type for node in self.model.graph.node for name in _names(node)}
+    def knows(self, domain: str, op: str) -> bool:
+        """Return whether there are rules for nodes of an op."""
+        return self._memory.peek(self._key_of_op(domain, op)) is not None
 
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """What TensorRT said of a small model.
-
-    Attributes:
-        by: Who refused it; None where nobody did.
-        lasting: Whether it would say so again: a crash or a lack of memory may not come again.
-        ops: Ops of the nodes it named.
-    """
-
-    by: Literal["parser", "builder"] | None = None
-    text: str = ""
-    lasting: bool = True
-    ops: Sequence[str] = ()
-
-    @classmethod
-    def of(cls, result: ProbeResult, question: _Question) -> Self:
-        """Return what ``result`` means for the nodes that ``question`` is about."""
-        names, ops = question.names, question.ops
-        failure = result.failure
-        if failure is None:
-            return cls()
-        match failure.reason:
-            case "refused":
-                # What computes its sizes may be refused where it is cut from the rest, which says
-                # nothing of the node.
-                named = [r for r in failure.refusals if r.node in names]
-                texts = dict.fromkeys(r.text for r in named)
-                found = sorted({ops[r.node] for r in named})
-                if named or names.issuperset(ops):
-                    return cls("parser", "; ".join(texts) or failure.text, ops=found)
-                return cls()
-            case "builder":
-                found = sorted({ops[name] for name in failure.nodes if name in ops})
-                return cls("builder", failure.text, ops=found)
-            case "crash" | "timeout":
-                return cls("parser", failure.text, lasting=False)
-            case "killed" | "target" | "output":  # says nothing of the node
-                return cls(lasting=False)
-
-    @property
-    def refused(self) -> Refused | None:
-        """The same as a refusal, if it is one."""
-        return Refused(self.by, self.text) if self.by is not None else None
-
-
-class _Graph:
-    """A model, ready to be taken apart."""
-
-    def __init__(self, model: ModelProto) -> None:
-        graph = model.graph
-        self._model = model
-        self.nodes = {node.name: node for node in graph.node}
-        self._place = {name: place for place, name in enumerate(self.nodes)}
-        self.owner = {inner: node.name for node in graph.node for inner in _names(node)}
-        self._constants = {tensor.name: tensor for tensor in graph.initializer}
-        self._types = {info.name: info for info in (*graph.value_info, *graph.output, *graph.input)}
-        self._producer = {name: node for node in graph.node for name in node.output if name}
-        self._outputs = {info.name for info in graph.output}
-
-    def without(self, names: Collection[str]) -> ModelProto:
-        """Return the model without the nodes ``names``, whose outputs become inputs.
-
-        What reads an output that cannot be an input is left out too.
-        """
-        if not names:
-            return self._model
-        left, missing = [], set[str]()
-        for node in self.nodes.values():
-            blind = any(name in missing and not self._can_enter(name) for name in _reads(node))
-            if node.name in names or blind:
-                missing.update(node.output)
-            else:
-                left.append(node)
-        return self._part(left)
-
-    def beginning(self, length: int) -> ModelProto:
-        """Return the first ``length`` nodes."""
-        return self._part(list(self.nodes.values())[:length])
-
-    def alone(self, node: NodeProto, *, narrowed: bool = False) -> ModelProto | None:
-        """Return ``node`` and what computes its sizes; None where a type is missing.
-
-        Args:
-            node: Of the main graph.
-            narrowed: Whether to go on to what alone reads its result, and reads a part of it.
-        """
-        tail = self._narrowing(node) if narrowed else []
-        chain = {each.name: each for each in (node, *tail)}
-        queue = [node]
-        while queue:
-            for name in _reads(queue.pop()):
-                producer = self._producer.get(name)
-                if producer is not None and producer.name not in chain and self._is_size(name):
-                    chain[producer.name] = producer
-                    queue.append(producer)
-        part = [self.nodes[name] for name in sorted(chain, key=self._place.__getitem__)]
-        entering = _entering(part) - self._constants.keys()
-        leaving = [name for name in (tail or [node])[-1].output if name]
-        if not all(map(self._can_enter, entering)) or not all(map(self._has_dtype, leaving)):
-            return None
-        return self._part(part, leaving)
-
-    def _narrowing(self, node: NodeProto) -> list[NodeProto]:
-        """Return the chain of nodes behind ``node`` that each read but a part of what they read."""
-        chain: list[NodeProto] = []
-        while len(node.output) == 1 and node.output[0] not in self._outputs:
-            readers = self._readers.get(node.output[0], [])
-            if len(readers) != 1 or not self._narrows(readers[0], node.output[0]):
-                break
-            node = readers[0]
-            chain.append(node)
-        return chain
-
-    def _narrows(self, node: NodeProto, name: str) -> bool:
-        return (
-            node.op_type in ("Gather", "Slice", "Squeeze")
-            and node.domain in ("", "ai.onnx")
-            and node.input[0] == name
-            and all(other in self._constants for other in node.input[1:])
-        )
-
-    @cached_property
-    def _readers(self) -> dict[str, list[NodeProto]]:
-        """Name of a tensor -> the nodes of the main graph that read it, in bodies too."""
-        found: dict[str, list[NodeProto]] = defaultdict(list)
-        for node in self.nodes.values():
-            for name in set(_reads(node)):
-                found[name].append(node)
+    def refused(self, probes: dict[str, Probe]) -> Off:
+        """Return which nodes are refused by rule, of those that are asked about in ``probes``."""
+        found = {}
+        for name, probe in probes.items():
+            text = self._memory.get(self._key(probe))
+            if text is not None:
+                found[name] = Refused("parser", probe.fingerprint.with_names(text))
         return found
 
-    def _part(self, nodes: list[NodeProto], leaving: Sequence[str] | None = None) -> ModelProto:
-        """Return a model of ``nodes``, which leaves ``leaving`` or what others read of it."""
-        entering = _entering(nodes)
-        own = {node.name for node in nodes}
-        if leaving is None:
-            others = [node for name, node in self.nodes.items() if name not in own]
-            wanted = self._outputs.union(*map(_reads, others))
-            made = [name for node in nodes for name in node.output]
-            leaving = [name for name in made if name in wanted and self._has_dtype(name)]
-        model = ModelProto(ir_version=self._model.ir_version)
-        model.opset_import.extend(self._model.opset_import)
-        model.functions.extend(self._model.functions)
-        graph = model.graph
-        graph.name = self._model.graph.name
-        graph.node.extend(nodes)
-        constants = entering & self._constants.keys()
-        graph.initializer.extend(self._constants[name] for name in sorted(constants))
-        inputs = sorted(entering - self._constants.keys())
-        graph.input.extend(self._types[name] for name in inputs)
-        graph.output.extend(self._types[name] for name in leaving)
-        return model
+    def learn(self, probes: dict[str, Probe]) -> None:
+        """Keep what was named in a whole model and is known to be refused alone, too."""
+        for probe in probes.values():
+            answer = self._prober.known(probe, self._setting)
+            if answer is not None and answer.by == "parser" and answer.lasting:
+                self._memory.put(self._key(probe), answer.text, lasting=probe.fingerprint.complete)
+                for node in probe.model.graph.node:
+                    if node.name in probe.names:
+                        self._memory.put(
+                            self._key_of_op(node.domain, node.op_type), 1, lasting=True
+                        )
 
-    def _is_size(self, name: str) -> bool:
-        """Return whether ``name`` looks like one or a few sizes that were computed."""
-        node = self._producer[name]
-        info = self._types.get(name)
-        if node.domain not in ("", "ai.onnx") or node.op_type not in _SHAPE_OPS or info is None:
-            return False
-        return info.type.tensor_type.HasField("shape") and _may_be_sizes(info)
+    def _key(self, probe: Probe) -> str:
+        return key_of("rule", self._prober.key(probe, self._setting))
 
-    def _has_dtype(self, name: str) -> bool:
-        return name in self._types and self._types[name].type.tensor_type.elem_type in _DTYPES
-
-    def _can_enter(self, name: str) -> bool:
-        """Return whether ``name`` can be an input: TensorRT knows its dtype, we its rank."""
-        return self._has_dtype(name) and self._types[name].type.tensor_type.HasField("shape")
-
-
-def _inputs(model: ModelProto) -> list[str]:
-    return [info.name for info in model.graph.input]
-
-
-def _bodies(node: NodeProto) -> Iterator[GraphProto]:
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.g
-
-
-def _names(node: NodeProto) -> Iterator[str]:
-    """Yield the name of ``node`` and those of the nodes in its bodies."""
-    yield node.name
-    for body in _bodies(node):
-        for inner in body.node:
-            yield from _names(inner)
-
-
-def _reads(node: NodeProto) -> set[str]:
-    """Return the tensors that ``node`` reads, those that its bodies read from outside too."""
-    found = {name for name in node.input if name}
-    for body in _bodies(node):
-        own = {info.name for info in body.input} | {tensor.name for tensor in body.initializer}
-        outputs = {info.name for info in body.output}
-        found |= (_entering(body.node) | outputs - _made(body.node)) - own
-    return found
-
-
-def _takes_sizes(model: ModelProto) -> bool:
-    """Return whether an input may be a size, which an engine cannot take from outside."""
-    return any(
-        info.type.tensor_type.elem_type in _INTEGERS and _may_be_sizes(info)
-        for info in model.graph.input
-    )
-
-
-def _may_be_sizes(info: ValueInfoProto) -> bool:
-    """Return whether a tensor is short enough to hold sizes, whatever the extents of others."""
-    dims = info.type.tensor_type.shape.dim
-    return len(dims) <= 1 and all(0 < dim.dim_value <= _MOST_SIZES for dim in dims)
-
-
-def _made(nodes: Iterable[NodeProto]) -> set[str]:
-    return {name for node in nodes for name in node.output}
-
-
-def _entering(nodes: Collection[NodeProto]) -> set[str]:
-    """Return the tensors that ``nodes`` read and do not make."""
-    return set[str]().union(*map(_reads, nodes)) - _made(nodes)
-
-
-def _key(question: _Question, backend: str, version: str, trial: _Trial | None) -> str:
-    """Return what an answer is kept under: all it can depend on, and no name."""
-    asked = {
-        "format": _CACHE_FORMAT,
-        "backend": backend,
-        "version": version,
-        "trial": asdict(trial) if trial else None,
-    }
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
-    digest.update(_without_names(question, weights=False))
-    return digest.hexdigest()
+    def _key_of_op(self, domain: str, op: str) -> str:
+        return key_of("rules", *self._backend, domain, op)
 
 
 def likeness(model: ModelProto, node: str, profiles: tuple[Profile, ...]) -> bytes:
@@ -692,70 +515,54 @@ def likeness(model: ModelProto, node: str, profiles: tuple[Profile, ...]) -> byt
         node: Its name.
         profiles: The optimisation profiles of ``model``.
     """
-    question = _Question(model, profiles, frozenset({node}))
-    return hashlib.sha256(_without_names(question, weights=True)).digest()
+    fingerprint = Fingerprint(model, weights=True)
+    about = [each.name == node for each in model.graph.node]
+    return key_of("likeness", about, fingerprint.shapes_of(profiles), fingerprint.digest).encode()
 
 
-def _without_names(question: _Question, *, weights: bool) -> bytes:
-    """Return ``question`` with numbers for names; ``weights``: with the values of large constants."""
-    plain = ModelProto()
-    plain.CopyFrom(question.model)
-    about = [node.name in question.names for node in plain.graph.node]
-    anonymous = _Anonymous(weights=weights)
-    anonymous.graph(plain.graph)
-    profiles = [
-        {anonymous.number(name): shapes for name, shapes in profile.items()}
-        for profile in question.profiles
-    ]
-    content: bytes = plain.SerializeToString(deterministic=True)
-    return json.dumps({"about": about, "profiles": profiles}, sort_keys=True).encode() + content
+def _refused(answers: dict[str, Answer]) -> Off:
+    found = {name: answer.refused for name, answer in answers.items()}
+    return {name: refused for name, refused in found.items() if refused is not None}
 
 
-class _Anonymous:
-    """Replaces the names in a graph by numbers, and large constants by their type.
+def _is_lasting(result: ProbeResult) -> bool:
+    return result.failure is None or result.failure.reason in _LASTING
 
-    Args:
-        weights: Whether large constants stay as they are.
-    """
 
-    def __init__(self, *, weights: bool) -> None:
-        self._weights = weights
-        self._numbers: dict[str, str] = {"": ""}
+def _failure_as_json(
+    failure: BuildFailure | None, fingerprint: Fingerprint
+) -> dict[str, Any] | None:
+    """Return ``failure`` as it is kept, numbers for names."""
+    if failure is None:
+        return None
+    return asdict(failure) | {
+        "text": fingerprint.without_names(failure.text),
+        "nodes": [fingerprint.number_of_node(name) for name in failure.nodes],
+        "refusals": [
+            [fingerprint.number_of_node(r.node), r.op, r.code, fingerprint.without_names(r.text)]
+            for r in failure.refusals
+        ],
+        "log_tail": [fingerprint.without_names(line) for line in failure.log_tail],
+    }
 
-    def graph(self, graph: GraphProto, *, is_body: bool = False) -> None:
-        """Do so in ``graph``, in place."""
-        # In the order of the nodes, which does not depend on the names.
-        for node in graph.node:
-            self._node(node)
-        for tensor in graph.initializer:
-            tensor.name = self.number(tensor.name)
-            is_large = tensor.data_location == TensorProto.EXTERNAL or (
-                tensor.ByteSize() > _SMALL_BYTES
-            )
-            if is_large and not self._weights:
-                kept = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-                tensor.CopyFrom(kept)
-        graph.initializer.sort(key=lambda tensor: tensor.name)
-        for info in (*graph.input, *graph.output):
-            info.name = self.number(info.name)
-        if not is_body:  # what a body takes and gives is told apart by its place
-            graph.input.sort(key=lambda info: info.name)
-        for info in (*graph.input, *graph.output):
-            for dim in info.type.tensor_type.shape.dim:
-                if dim.HasField("dim_param"):
-                    dim.dim_param = self.number(f"dim {dim.dim_param}")
-        del graph.value_info[:]
-        graph.name = ""
 
-    def _node(self, node: NodeProto) -> None:
-        node.name = ""
-        node.doc_string = ""
-        del node.metadata_props[:]
-        for body in _bodies(node):
-            self.graph(body, is_body=True)
-        for names in (node.input, node.output):
-            names[:] = [self.number(name) for name in names]
+def _failure_from(kept: dict[str, Any] | None, fingerprint: Fingerprint) -> BuildFailure | None:
+    """Return what `_failure_as_json` was given, for a model with the same fingerprint."""
+    if kept is None:
+        return None
+    refusals = tuple(
+        Refusal(_node(fingerprint, number), op, code, fingerprint.with_names(text))
+        for number, op, code, text in kept["refusals"]
+    )
+    return BuildFailure(
+        reason=kept["reason"],
+        text=fingerprint.with_names(kept["text"]),
+        refusals=refusals,
+        nodes=tuple(fingerprint.nodes[number] for number in kept["nodes"]),
+        signal=kept["signal"],
+        log_tail=tuple(fingerprint.with_names(line) for line in kept["log_tail"]),
+    )
 
-    def number(self, name: str) -> str:
-        """Return what stands for ``name``."""
-        return self._numbers.setdefault(name, f"{len(self._numbers):06d}")
+
+def _node(fingerprint: Fingerprint, number: int) -> str:
+    return fingerprint.nodes[number] if number >= 0 else ""

@@ -204,6 +204,7 @@ class WeightStore:
         self._ahead: tuple[int, Future[str]] | None = None
         self._known: dict[int, tuple[weakref.ref[Any], TensorProto]] = {}
         self._offsets: dict[tuple[int, int], list[int]] = {}
+        self._checksums: dict[int, int] = {}
 
     def for_stage(self, constant: gs.Constant) -> TensorProto | None:
         """Return ``constant`` as a model in ``stages/`` refers to it; None: embed it."""
@@ -212,6 +213,17 @@ class WeightStore:
     def for_model(self, constant: gs.Constant) -> TensorProto | None:
         """Return ``constant`` as ``model.onnx`` refers to it; None: embed it."""
         return self._placed(constant, f"stages/weights/{self._FILE}")
+
+    def digest_of(self, tensor: TensorProto) -> bytes | None:
+        """Return what tells the values of ``tensor`` from others; None where they lie elsewhere.
+
+        It was computed when they were written, so that nothing is read for it.
+        """
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        if Path(entries.get("location", "")).name != self._FILE:
+            return None
+        checksum = self._checksums.get(int(entries.get("offset", 0)))
+        return None if checksum is None else f"{entries.get('length')} {checksum}".encode()
 
     def hash_ahead(self) -> None:
         """Begin to hash what is written, in a thread, while an engine is built elsewhere.
@@ -268,7 +280,8 @@ class WeightStore:
 
     def _offset_of(self, data: npt.NDArray[np.uint8]) -> int:
         """Return where ``data`` stands in the file, writing it where it is not there yet."""
-        offsets = self._offsets.setdefault((data.nbytes, zlib.crc32(data.data)), [])
+        checksum = zlib.crc32(data.data)
+        offsets = self._offsets.setdefault((data.nbytes, checksum), [])
         for offset in offsets:
             if _same_bytes(np.memmap(self._path, np.uint8, "r", offset, data.shape), data):
                 return offset
@@ -278,6 +291,7 @@ class WeightStore:
         out.write(data.data)
         out.flush()
         offsets.append(offset)
+        self._checksums[offset] = checksum
         return offset
 
     def _opened(self) -> BinaryIO:

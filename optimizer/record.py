@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,6 +41,7 @@ class Decided:
         kept: Stage -> those of its nodes that compute in more than was asked for.
         noted: Stage -> name of a constant -> what became of its small numbers.
         choice: What nodes were chosen to compute in; None where nothing is lowered.
+        asked: What was asked of TensorRT, by its kind -> how often.
     """
 
     plans: list[Plan]
@@ -49,6 +50,7 @@ class Decided:
     kept: Mapping[Stage, Sequence[Kept]]
     noted: Mapping[Stage, Mapping[str, str]]
     choice: Choice | None
+    asked: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -78,7 +80,7 @@ class Decided:
         }
         legalised = {stage: engines.legalised(stage) for stage in users if stage.recipes}
         noted = {stage: engines.noted(stage) for stage in users if stage.lowered}
-        return cls(plans, rounds, legalised, kept, noted, choice)
+        return cls(plans, rounds, legalised, kept, noted, choice, engines.asked)
 
     @property
     def notes(self) -> Sequence[Diagnostic]:
@@ -156,6 +158,7 @@ def manifest_of(
         environment=_plain(dict(environment)),
         verify=None if spec.verify is None else spec.verify.model_dump(mode="json"),
         rounds=tuple(_plain(asdict(each)) for each in decided.rounds),
+        oracle=decided.asked,
     )
 
 
@@ -378,6 +381,7 @@ def report_of(prepared: Prepared, decided: Decided, outcome: Outcome) -> str:
         "pass_seconds": round(passes.seconds, 3),
         "origins": passes.origins,
         "rounds": [asdict(each) for each in decided.rounds],
+        "oracle": decided.asked,
         "builds": [
             {
                 "target": plan.target.name,
