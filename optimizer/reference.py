@@ -23,6 +23,7 @@ import onnxruntime as ort
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
+from optc.optimizer.custom_library import Libraries, register
 from optc.optimizer.made_up import is_float
 from optc.passes.graph import StoredValues, nodes_of
 from optc.specs.diagnostic import Diagnostic, ModelError
@@ -109,6 +110,7 @@ class OrtRunner:
         folder: Where the external data of a model in memory is.
         optimised: Whether ONNX Runtime may optimise it.
         weights: Name of an initialiser -> values to use in its place. Not copied.
+        libraries: Of custom operators that it has.
     """
 
     def __init__(
@@ -118,8 +120,10 @@ class OrtRunner:
         *,
         optimised: bool = False,
         weights: Mapping[str, Array] | None = None,
+        libraries: Libraries = (),
     ) -> None:
         options = ort.SessionOptions()
+        register(options, libraries)
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = (
             level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
@@ -181,10 +185,16 @@ class EvaluatorRunner:
 
 
 class Model:
-    """A model file, and the variants of it that verification runs."""
+    """A model file, and the variants of it that verification runs.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: Of the file.
+        libraries: Of custom operators that it has.
+    """
+
+    def __init__(self, path: Path, libraries: Libraries = ()) -> None:
         self.path = path
+        self.libraries = libraries
 
     @property
     def runner(self) -> Runner:
@@ -204,7 +214,7 @@ class Model:
         """The runner, and the IR version it had to be told in place of the file's."""
         folder = self.path.parent
         try:
-            return OrtRunner(self.path, folder), None
+            return OrtRunner(self.path, folder, libraries=self.libraries), None
         except ORT_ERRORS as error:
             words = _first_line(error)
         try:
@@ -214,7 +224,7 @@ class Model:
         if proto.ir_version > LOWER_IR_VERSION and proto.ByteSize() < 2**31:
             newer, proto.ir_version = proto.ir_version, LOWER_IR_VERSION
             try:
-                lowered = OrtRunner(proto, folder)
+                lowered = OrtRunner(proto, folder, libraries=self.libraries)
             except ORT_ERRORS:
                 proto.ir_version = newer
             else:
@@ -233,7 +243,7 @@ class Model:
             return None
         proto, weights = self.parts
         try:
-            return OrtRunner(proto, self.path.parent, optimised=True, weights=weights)
+            return self._run_as(proto, weights, optimised=True)
         except ORT_ERRORS:
             return None
 
@@ -267,9 +277,20 @@ class Model:
         if self.by_evaluator:
             return EvaluatorRunner(_whole(proto, weights))
         try:
-            return OrtRunner(proto, self.path.parent, weights=weights)
+            return self._run_as(proto, weights)
         except ORT_ERRORS as error:
             raise Rejected(_first_line(error)) from error
+
+    def _run_as(
+        self, proto: ModelProto, weights: Mapping[str, Array], *, optimised: bool = False
+    ) -> OrtRunner:
+        return OrtRunner(
+            proto,
+            self.path.parent,
+            optimised=optimised,
+            weights=weights,
+            libraries=self.libraries,
+        )
 
     @cached_property
     def parts(self) -> tuple[ModelProto, dict[str, Array]]:

@@ -93,28 +93,32 @@ class CustomOperator:
 
     def facts(self, call: Call) -> list[Fact]:
         """Return what is known of the outputs of a node: the rule of shape inference."""
-        meanings = self._axes(call.inputs, [])
+        meanings = self._axes([None if fact is None else fact.dims for fact in call.inputs], [])
         self._add_what_data_decide(call, meanings)
         return [self._fact(output, call, meanings) for output in self.outputs]
 
-    def contradictions(self, inputs: Sequence[Fact | None]) -> list[str]:
-        """Return what of the inputs of a node is not as it is declared."""
+    def contradictions(self, inputs: Sequence[tuple[Dim, ...] | None]) -> list[str]:
+        """Return what of the inputs of a node is not as declared.
+
+        Args:
+            inputs: Extents of each; None where they are not known, or it is omitted.
+        """
         found: list[str] = []
         self._axes(inputs, found)
         return found
 
-    def _axes(self, inputs: Sequence[Fact | None], wrong: list[str]) -> dict[str, Dim]:
+    def _axes(self, inputs: Sequence[tuple[Dim, ...] | None], wrong: list[str]) -> dict[str, Dim]:
         """Return what the names of the inputs' axes stand for; ``wrong`` learns what cannot be."""
         meanings: dict[str, Dim] = {}
-        for index, (fact, axes) in enumerate(zip(inputs, self.inputs, strict=False)):
-            if fact is None or fact.dims is None:
+        for index, (dims, axes) in enumerate(zip(inputs, self.inputs, strict=False)):
+            if dims is None:
                 continue
-            if len(axes) != len(fact.dims):
+            if len(axes) != len(dims):
                 wrong.append(
-                    f"input {index} has {len(fact.dims)} axes, and is declared with {len(axes)}"
+                    f"input {index} has {len(dims)} axes, and is declared with {len(axes)}"
                 )
                 continue
-            for at, (axis, dim) in enumerate(zip(axes, fact.dims, strict=True)):
+            for at, (axis, dim) in enumerate(zip(axes, dims, strict=True)):
                 if axis in UNNAMED:
                     continue
                 said = meanings.get(axis, dim) if isinstance(axis, str) else axis
