@@ -408,6 +408,7 @@ def settled_stages(question: Question, plan: Plan) -> list[Stage]:
 def _buildable(question: Question, off: Off) -> list[Stage]:
     """Return the stages with ``off``, and with what no engine could hold as it stands added to it."""
     while True:
+        off.update(_kept_together(question, off))
         stages = question.split(off)
         problem = why_not_whole(question.graph, stages)
         assert problem is None, problem
@@ -418,6 +419,25 @@ def _buildable(question: Question, off: Off) -> list[Stage]:
         if not moved:
             return stages
         off.update(moved)
+
+
+def _kept_together(question: Question, off: Off) -> Off:
+    """Return the nodes that are off TensorRT because one of their scope or group is."""
+    found: Off = {}
+    scopes = ((f"the scope `{name}`", nodes) for name, nodes in question.scopes.items())
+    groups = (("`keep_together`", nodes) for nodes in question.units)
+    for words, nodes in (*scopes, *groups):
+        refused = next((name for name in sorted(nodes) if name in off), None)
+        if refused is None:
+            continue
+        first = off[refused]
+        reason = Refused(
+            "rule",
+            f"{words} keeps it together with `{refused}`, which is off TensorRT ({first.by}: "
+            f"{first.text})",
+        )
+        found.update((name, reason) for name in nodes if name not in off)
+    return found
 
 
 def _paying(question: Question, off: Off, stages: list[Stage]) -> list[Stage]:

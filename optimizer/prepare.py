@@ -10,7 +10,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from optc.optimizer.arrays import dtype_name
+from optc.optimizer.asked_stages import AskedStages
 from optc.optimizer.model_file import ModelFile, load_graph, read_model
+from optc.optimizer.operators import Operators
 from optc.optimizer.partition import Off, Question, Refused, by_rule
 from optc.optimizer.progress import Progress
 from optc.passes import registry
@@ -24,6 +26,7 @@ from optc.specs.compile_spec import Range
 from optc.specs.diagnostic import Diagnostic
 from optc.specs.manifest import Tensor
 from optc.specs.model_problem import ResolvedInput
+from optc.specs.stage_problem import asked_of
 
 
 @dataclass(slots=True)
@@ -39,6 +42,7 @@ class Prepared:
         question: What partitioning starts from; ``off`` holds what rules and the spec say.
         ops: Name of a node of the original, bodies included -> its op. For what a spec says of nodes.
         selected: Node of the original, of bodies too, that the spec keeps off TensorRT -> its words.
+        asked: What the spec wants in one stage, in terms of the original.
         kept: Tensors that passes leave alone.
         notes: What the user should know.
     """
@@ -51,6 +55,7 @@ class Prepared:
     question: Question
     ops: dict[str, str]
     selected: Mapping[str, str]
+    asked: AskedStages
     kept: frozenset[str]
     notes: list[Diagnostic]
 
@@ -63,6 +68,11 @@ class Prepared:
     def outputs(self) -> tuple[Tensor, ...]:
         """The outputs, in the model's order."""
         return tuple(_tensor(tensor, {}) for tensor in self.graph.outputs)
+
+    @property
+    def operators(self) -> Operators:
+        """The custom operators that the spec declares."""
+        return Operators(self.checked)
 
     @property
     def profiles(self) -> tuple[dict[str, Range], ...]:
@@ -89,8 +99,11 @@ def type_of(tensor: gs.Tensor) -> dict[str, Any]:
 def prepare(checked: CheckedSpec, progress: Progress, after: AfterStep | None = None) -> Prepared:
     """Load the model of ``checked``, run the passes and infer shapes.
 
+    To be called where the operators of the spec are declared, as all is that infers shapes.
+
     Raises:
         ModelError: If the model cannot be read or is damaged.
+        SpecError: If custom operators are not as declared, or their libraries do not load.
     """
     spec = checked.spec
     progress.step("loading the model")
@@ -98,7 +111,14 @@ def prepare(checked: CheckedSpec, progress: Progress, after: AfterStep | None = 
     graph = load_graph(model, checked.inputs)
     points = frozenset(p.tensor for p in spec.partition.points if p.tensor)
     selected = _selected(graph, checked)
-    kept = points | _boundary(graph, selected)
+    asked = AskedStages.of(
+        graph,
+        spec.partition,
+        asked_of(spec.partition),
+        lambda: infer(graph, opset=graph.opset, ranges=_ranges(checked)),
+        checked.place,
+    )
+    kept = points | asked.kept | _boundary(graph, selected)
     ops = {node.name: node.op for node in all_nodes(graph)}
 
     progress.step("running graph passes")
@@ -107,10 +127,11 @@ def prepare(checked: CheckedSpec, progress: Progress, after: AfterStep | None = 
     report = optimise(graph, passes, points=kept, ranges=ranges, after=after)
 
     progress.step("inferring shapes")
-    question = _question(checked, graph, report, selected)
+    question = _question(checked, graph, report, selected, asked)
+    Operators(checked).check(graph, question.shapes)
     notes = _notes(checked, graph, points)
     return Prepared(
-        checked, model, graph, report, question.shapes, question, ops, selected, kept, notes
+        checked, model, graph, report, question.shapes, question, ops, selected, asked, kept, notes
     )
 
 
@@ -129,12 +150,18 @@ def rewrite(prepared: Prepared, passes: Sequence[Pass], refused: Collection[str]
     then = optimise(graph, optimisers, points=prepared.kept, ranges=ranges)
     for report in (first, then):
         prepared.passes.go_on(report)
-    prepared.question = _question(checked, graph, prepared.passes, prepared.selected)
+    prepared.question = _question(
+        checked, graph, prepared.passes, prepared.selected, prepared.asked
+    )
     prepared.shapes = prepared.question.shapes
 
 
 def _question(
-    checked: CheckedSpec, graph: gs.Graph, report: PipelineReport, selected: Mapping[str, str]
+    checked: CheckedSpec,
+    graph: gs.Graph,
+    report: PipelineReport,
+    selected: Mapping[str, str],
+    asked: AskedStages,
 ) -> Question:
     """Return what partitioning starts from; ``graph`` is completed and annotated."""
     finish(graph)
@@ -143,20 +170,25 @@ def _question(
             report.origins = {**report.origins, node.name: ()}
     shapes = infer(graph, opset=graph.opset, ranges=_ranges(checked))
     annotate(graph, shapes)
+    operators = Operators(checked)
     off = by_rule(graph)
     off.update(_off_by_spec(graph, report, selected))
+    off.update(operators.off(graph))
     spec = checked.spec
-    return Question(
+    question = Question(
         graph=graph,
         shapes=shapes,
         profiles=checked.profiles,
         off=off,
-        points=frozenset(p.tensor for p in spec.partition.points if p.tensor),
+        points=asked.points | {p.tensor for p in spec.partition.points if p.tensor},
         flops=flops(graph, shapes, checked.profiles[0]),
         fallback=spec.fallback.runtime,
+        runtimes=operators.runtimes(graph),
         place_of_profiles=checked.place("profiles", key=True) or checked.place("dims", key=True),
         cost=checked.cost,
     )
+    question.scopes, question.units = asked.on(graph, report.origins, question.is_free)
+    return question
 
 
 def _ranges(checked: CheckedSpec) -> dict[str, tuple[int, int]]:

@@ -143,6 +143,17 @@ class Flow:
             if each.asked.scope is not None or not any(each.nodes <= scope for scope in scopes)
         ]
 
+    def apart(self) -> list[Member]:
+        """Return the stages, of those that share a node one: that of the first."""
+        merged: list[Member] = []
+        for member in self.stages:  # groups with a node in common are one stage
+            nodes = member.nodes
+            for other in [each for each in merged if not each.nodes.isdisjoint(nodes)]:
+                merged.remove(other)
+                member, nodes = other, nodes | other.nodes
+            merged.append(replace(member, nodes=nodes))
+        return merged
+
     def problems(self, place: PlaceOf) -> Iterator[Diagnostic]:
         """Yield what keeps the stages from being stages.
 
@@ -206,13 +217,7 @@ class Flow:
 
     def _in_a_circle(self, place: PlaceOf) -> Iterator[Diagnostic]:
         """Yield the first circle of stages that wait for each other."""
-        merged: list[Member] = []
-        for member in self.stages:  # groups with a node in common are one stage
-            nodes = member.nodes
-            for other in [each for each in merged if not each.nodes.isdisjoint(nodes)]:
-                merged.remove(other)
-                member, nodes = other, nodes | other.nodes
-            merged.append(replace(member, nodes=nodes))
+        merged = self.apart()
         home = {node: number for number, member in enumerate(merged) for node in member.nodes}
         if not self._waits(home):
             return

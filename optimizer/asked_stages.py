@@ -1,0 +1,237 @@
+"""What a spec wants in one stage, followed from the nodes of the original to those passes leave.
+
+The tensors around a scope, a group, or the nodes of a partition point are kept alive, so that no pass
+merges across them. What passes merge all the same, such as a node that two scopes compute alike, goes
+to the stage that runs first: there all it reads is at hand, and nobody waits who did not wait before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import networkx as nx
+import onnx_graphsurgeon as gs
+
+from optc.passes.graph import all_nodes, bodies_of, reads
+from optc.passes.shape import Shapes
+from optc.specs.compile_spec import Partition, Selector
+from optc.specs.diagnostic import SpecError
+from optc.specs.stage_problem import SHAPE_OPS, Asked, Flow, FlowNode, Member, PlaceOf
+
+
+@dataclass(frozen=True, slots=True)
+class AskedStages:
+    """What a spec wants in one stage, in terms of the original model.
+
+    Attributes:
+        stages: Scopes and groups, those that share a node as one, each with its nodes.
+        outer: Name of a node, bodies included -> that of the node of the main graph that it is in.
+        rank: Name of a node of the main graph -> its place in an order in which stages could run.
+        points: Tensors that go from the nodes of a partition point to others.
+        kept: Tensors around all of these.
+        place: Tells where the spec says what.
+    """
+
+    stages: tuple[tuple[Asked, frozenset[str]], ...]
+    outer: Mapping[str, str]
+    rank: Mapping[str, int]
+    points: frozenset[str]
+    kept: frozenset[str]
+    place: PlaceOf
+
+    @classmethod
+    def of(
+        cls,
+        graph: gs.Graph,
+        partition: Partition,
+        asked: Sequence[Asked],
+        shapes_of: Callable[[], Shapes],
+        place: PlaceOf,
+    ) -> Self:
+        """Return what ``partition`` wants of ``graph``, the original model.
+
+        Args:
+            graph: Not changed.
+            partition: Its points count here.
+            asked: Its scopes and groups, as `optc.specs.stage_problem.asked_of` gives them.
+            shapes_of: Infers the shapes of ``graph``; called only where they are needed.
+            place: Tells where the spec says what.
+
+        Raises:
+            SpecError: If a path is in the way of a stage.
+        """
+        by_node = [point.node for point in partition.points if point.node is not None]
+        if not asked and not by_node:
+            return cls((), {}, {}, frozenset(), frozenset(), place)
+        nodes = [_flow_node(node) for node in graph.nodes]
+        flow = Flow.of(nodes, asked)
+        if problems := [*flow.problems(place)]:
+            raise SpecError(*problems)
+        stages = flow.apart()
+        matched = [
+            frozenset(n for n, node in enumerate(nodes) if node.matches([Selector(node=pattern)]))
+            for pattern in by_node
+        ]
+        shapes = shapes_of()
+        edges = _Edges(nodes, shapes)
+        return cls(
+            tuple((each.asked, frozenset(nodes[n].name for n in each.nodes)) for each in stages),
+            {name: node.name for node in nodes for _, name in node.kinds},
+            _rank(flow, stages),
+            frozenset(name for each in matched for name in edges.out_of(each)),
+            frozenset(
+                name
+                for each in (*matched, *(stage.nodes for stage in stages))
+                for name in (*edges.out_of(each), *edges.into(each))
+            ),
+            place,
+        )
+
+    def on(
+        self,
+        graph: gs.Graph,
+        origins: Mapping[str, Sequence[str]],
+        is_free: Callable[[gs.Node], bool],
+    ) -> tuple[dict[str, frozenset[str]], list[frozenset[str]]]:
+        """Return scopes and groups in terms of ``graph``, which passes made of the original.
+
+        Args:
+            graph: What passes made.
+            origins: Node of it -> the nodes of the original that it stands for.
+            is_free: Whether a node makes nothing but sizes, so that any stage may repeat it.
+
+        Returns:
+            Name of each scope -> its nodes; the nodes of each group that is in no scope.
+
+        Raises:
+            SpecError: If a path is in the way of a stage now, though none was before.
+        """
+        if not self.stages:
+            return {}, []
+        home = {name: index for index, (_, names) in enumerate(self.stages) for name in names}
+        found: list[list[int]] = [[] for _ in self.stages]
+        outputs = {tensor.name for tensor in graph.outputs}
+        free = set()
+        for number, node in enumerate(graph.nodes):
+            made = (tensor.name for tensor in node.outputs)
+            if is_free(node) and not bodies_of(node) and outputs.isdisjoint(made):
+                free.add(number)
+                continue
+            inside = (each.name for body in bodies_of(node) for each in all_nodes(body))
+            parts = {
+                self.outer[origin]
+                for name in (node.name, *inside)
+                for origin in origins.get(name, ())
+                if origin in self.outer
+            }
+            first = min(parts, key=self.rank.__getitem__, default=None)
+            if first in home:
+                found[home[first]].append(number)
+        members = [
+            Member(asked, frozenset(numbers))
+            for (asked, _), numbers in zip(self.stages, found, strict=True)
+        ]
+        names = [node.name for node in graph.nodes]
+        flow = Flow(names, _after(graph, free), members)
+        problems = [
+            replace(problem, problem=f"{problem.problem} (in the optimised model)")
+            for problem in flow.problems(self.place)
+        ]
+        if problems:
+            raise SpecError(*problems)
+        scopes = {
+            each.asked.scope: frozenset(names[number] for number in each.nodes)
+            for each in members
+            if each.asked.scope is not None and each.nodes
+        }
+        groups = [
+            frozenset(names[number] for number in each.nodes)
+            for each in members
+            if each.asked.scope is None and len(each.nodes) > 1
+        ]
+        return scopes, groups
+
+
+class _Edges:
+    """The tensors between nodes, but for sizes that are known without computing anything else."""
+
+    def __init__(self, nodes: Sequence[FlowNode], shapes: Shapes) -> None:
+        self._nodes = nodes
+        self._makers = {
+            name: number
+            for number, node in enumerate(nodes)
+            for name in node.makes
+            if name and not _is_size(shapes, name)
+        }
+        self._readers: dict[str, list[int]] = {}
+        for number, node in enumerate(nodes):
+            if node.kinds[0][0] not in SHAPE_OPS:
+                for name in node.reads & self._makers.keys():
+                    self._readers.setdefault(name, []).append(number)
+
+    def out_of(self, inside: frozenset[int]) -> list[str]:
+        """Return what the nodes ``inside`` make and others read."""
+        return [
+            name
+            for number in inside
+            for name in self._nodes[number].makes
+            if any(reader not in inside for reader in self._readers.get(name, ()))
+        ]
+
+    def into(self, inside: frozenset[int]) -> list[str]:
+        """Return what the nodes ``inside`` read and others make."""
+        return [
+            name
+            for number in inside
+            if self._nodes[number].kinds[0][0] not in SHAPE_OPS
+            for name in self._nodes[number].reads & self._makers.keys()
+            if self._makers[name] not in inside
+        ]
+
+
+def _flow_node(node: gs.Node) -> FlowNode:
+    inside = [each for body in bodies_of(node) for each in all_nodes(body)]
+    return FlowNode(
+        node.name,
+        tuple((each.op, each.name) for each in (node, *inside)),
+        frozenset(t.name for t in reads(node) if not isinstance(t, gs.Constant)),
+        tuple(tensor.name for tensor in node.outputs),
+    )
+
+
+def _is_size(shapes: Shapes, name: str) -> bool:
+    value = shapes.value(name)
+    return value is not None and all(element is not None for element in value.flat)
+
+
+def _rank(flow: Flow, stages: Sequence[Member]) -> dict[str, int]:
+    """Return for each node its place in an order of the stages; other nodes are their own."""
+    stage = {node: -1 - index for index, each in enumerate(stages) for node in each.nodes}
+    graph = nx.DiGraph()
+    for node, readers in enumerate(flow.after):
+        here = stage.get(node, node)
+        graph.add_node(here)
+        there = (stage.get(reader, reader) for reader in readers)
+        graph.add_edges_from((here, each) for each in there if each != here)
+    place = {each: number for number, each in enumerate(nx.topological_sort(graph))}
+    return {name: place[stage.get(node, node)] for node, name in enumerate(flow.names)}
+
+
+def _after(graph: gs.Graph, free: set[int]) -> list[set[int]]:
+    """Return for each node those that read what it makes, also through nodes that are free."""
+    roots: dict[str, frozenset[int]] = {}  # tensor -> the nodes that are not free and lead to it
+    after: list[set[int]] = [set() for _ in graph.nodes]
+    for number, node in enumerate(graph.nodes):  # in topological order
+        made = frozenset((number,))
+        sources: set[int] = set()
+        for tensor in reads(node):
+            sources |= roots.get(tensor.name, frozenset())
+        if number in free:
+            made = frozenset(sources)
+        else:
+            for source in sources:
+                after[source].add(number)
+        roots.update((tensor.name, made) for tensor in node.outputs)
+    return after
