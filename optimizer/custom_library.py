@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optc.optimizer.backend import interpreter_flags
+from optc.optimizer.package import sha256_of
 from optc.specs.diagnostic import Diagnostic, EnvironmentFault
 
 if TYPE_CHECKING:
@@ -45,12 +46,12 @@ def register(options: ort.SessionOptions, libraries: Libraries) -> None:
 
 
 def require_loadable(libraries: Libraries) -> None:
-    """Make sure that ONNX Runtime here loads ``libraries``; each is tried once in a process.
+    """Make sure that ONNX Runtime here loads ``libraries``, which are of a package.
 
     Raises:
         EnvironmentFault: ``library-not-loadable``.
     """
-    untried = tuple(library for library in libraries if _identity(library) not in _LOADABLE)
+    untried = tuple(library for library in libraries if sha256_of(library) not in _LOADABLE)
     if not untried:
         return
     answers = try_out(untried)
@@ -66,15 +67,10 @@ def require_loadable(libraries: Libraries) -> None:
     ]
     if problems:
         raise EnvironmentFault(*problems)
-    _LOADABLE.update(map(_identity, untried))
 
 
-_LOADABLE: set[tuple[str, int, int]] = set()
-
-
-def _identity(library: Path) -> tuple[str, int, int]:
-    info = library.stat()
-    return str(library.resolve()), info.st_size, info.st_mtime_ns
+_LOADABLE: set[str] = set()
+"""Hashes of the libraries that a child of this process has loaded: none is tried twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +118,8 @@ def try_out(libraries: Libraries, models: Sequence[bytes] = ()) -> Answers:
     if len(answers) < count:  # it ended over the one that it was at
         answers += [ending, *[None] * (count - len(answers) - 1)]
     tried, rest = answers[:count], answers[count:]
+    loaded = (library for library, why in zip(libraries, tried, strict=True) if why is None)
+    _LOADABLE.update(map(sha256_of, loaded))
     if any(tried):
         return Answers(tried, ())
     return Answers(tried, [*rest, *[ending] * (len(models) - len(rest))])

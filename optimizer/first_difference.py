@@ -23,6 +23,7 @@ import numpy.typing as npt
 from onnx import NodeProto
 
 from optc.optimizer.compare import Difference, Tolerance, compare, is_inexact
+from optc.optimizer.custom_library import Libraries
 from optc.optimizer.noise import Noise, floors_covering
 from optc.optimizer.reference import Model, Rejected, flattened
 from optc.optimizer.runtime import Device
@@ -90,6 +91,11 @@ class Compared(Protocol):
         """What it says of itself."""
         ...
 
+    @property
+    def libraries(self) -> Libraries:
+        """Libraries of custom operators, with which ONNX Runtime runs the original."""
+        ...
+
     def run(
         self,
         inputs: Mapping[str, Any],
@@ -128,7 +134,8 @@ class Search:
         First ``model.onnx`` is compared with the original: what differs there, a pass has done.
         Then what goes between the stages of ``target`` is compared with ``model.onnx``.
         """
-        whole = Model(self.package.path / self.package.manifest.graph)
+        path = self.package.path / self.package.manifest.graph
+        whole = Model(path, self.package.libraries)
         return self._in_graph(whole, feeds, output) or self._in_stages(whole, feeds, target)
 
     def _in_graph(

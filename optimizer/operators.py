@@ -216,6 +216,15 @@ class Operators:
             with data, target.open("wb") as out:
                 shutil.copyfileobj(data, out)
 
+    @property
+    def of_original(self) -> dict[str, str]:
+        """Operator -> where in the package the library of ONNX Runtime is that has it."""
+        return {
+            operator.op: self.files[library]
+            for operator in self._known.values()
+            for library in self._named([operator], "onnxruntime")
+        }
+
     def libraries_of(self, nodes: Iterable[gs.Node]) -> tuple[str, ...]:
         """Return where in the package the libraries of ONNX Runtime are that ``nodes`` need."""
         return self._in_package(nodes, "onnxruntime")

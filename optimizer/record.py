@@ -155,6 +155,7 @@ def manifest_of(
             )
             for record in prepared.passes.records
         ),
+        libraries=prepared.operators.of_original,
         environment=_plain(dict(environment)),
         verify=None if spec.verify is None else spec.verify.model_dump(mode="json"),
         rounds=tuple(_plain(asdict(each)) for each in decided.rounds),
@@ -210,6 +211,9 @@ def _stage(
             for profile in (profile_shapes(question, stage.inputs) or () if on_tensorrt else ())
         ),
         unconfirmed=on_tensorrt and not all(plan.confirmed for plan in own),
+        name=stage.name,
+        libraries=prepared.operators.libraries_of(question.nodes_of(stage)),
+        plugins=prepared.operators.plugins_of(question.nodes_of(stage)) if on_tensorrt else (),
     )
 
 
@@ -355,6 +359,7 @@ def write_models(
                 builder.engine_of(stage, plan.target).rename(writer.folder / path)
                 engines[stage, plan.target.name] = writer.engine(path)
     builder.remove_scraps()
+    prepared.operators.copy_to(writer.folder)
     whole = without_input_extents(export_model(prepared.graph, place=writer.weights.for_model))
     writer.write("model.onnx", whole.SerializeToString())
     return files, engines

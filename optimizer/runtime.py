@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optc.optimizer.arrays import dtype_of
+from optc.optimizer.custom_library import Libraries, require_loadable
 from optc.optimizer.feed import checked_feed
 from optc.optimizer.package import check_file
 from optc.specs.diagnostic import Diagnostic, EnvironmentFault, InputError, OptcError, nearest
@@ -126,6 +127,16 @@ class Package:
         return self.manifest.inputs
 
     @property
+    def libraries(self) -> Libraries:
+        """Libraries of custom operators, checked, with which ONNX Runtime runs the original.
+
+        Raises:
+            InputError: ``damaged-package``.
+            EnvironmentFault: ``library-not-loadable``.
+        """
+        return libraries_in(self.path, tuple(self.manifest.libraries.values()), self._check)
+
+    @property
     def outputs(self) -> tuple[Tensor, ...]:
         """Names, dtypes and shapes of what `run` gives, in the model's order."""
         return self.manifest.outputs
@@ -177,6 +188,16 @@ class Package:
 
     def _check(self, path: str) -> None:
         check_file(self.path, self.manifest, path)
+
+
+def libraries_in(folder: Path, paths: Sequence[str], check: Callable[[str], None]) -> Libraries:
+    """Return the libraries at ``paths`` in a package: sound, as ``check`` says, and loadable."""
+    paths = tuple(dict.fromkeys(paths))
+    for path in paths:
+        check(path)
+    libraries = tuple(folder / path for path in paths)
+    require_loadable(libraries)
+    return libraries
 
 
 # --- which target, where -------------------------------------------------------------------------
@@ -399,13 +420,15 @@ class Executor:
         from optc.optimizer.simulation import short_floats, simulated
 
         path = self._folder / stage.model
+        libraries = libraries_in(self._folder, stage.libraries, self._check_once)
         lowered = LOW & stage.precision.nodes.keys() if stage.precision else set()
         if stage.runtime == "tensorrt" and (lowered or stage.precision is None):
             model = onnx.load(path, load_external_data=False)
             if lowered := lowered or short_floats(model):
                 self._simulated[stage.id] = " and ".join(sorted(lowered))
-                return OrtRunner(simulated(model, path.parent), path.parent)
-        return OrtRunner(path, path.parent, optimised=not self._once)
+                model = simulated(model, path.parent)
+                return OrtRunner(model, path.parent, libraries=libraries)
+        return OrtRunner(path, path.parent, optimised=not self._once, libraries=libraries)
 
     def _files_of(self, stage: Stage) -> Iterator[str]:
         yield stage.model

@@ -323,7 +323,12 @@ def verify(
     # How low precision may be is a matter of real input: what noise makes of it is only told.
     lenient = criteria.precision not in ("fp32", "tf32") and bool(data or groups)
     run = _Run(
-        package, Model(model), Verification(model, criteria), device, lenient=lenient, step=step
+        package,
+        Model(model, package.libraries),
+        Verification(model, criteria),
+        device,
+        lenient=lenient,
+        step=step,
     )
     for case in itertools.chain(
         _made_up_cases(manifest, run.result, seed),
@@ -349,7 +354,8 @@ def quick_check(
     manifest = package.manifest
     precision = precision_of(manifest)
     criteria = Criteria.of(QUICK if precision == "fp32" else None, precision, manifest.outputs)
-    run = _Run(package, Model(model), Verification(model, criteria), device, quick=True)
+    original = Model(model, package.libraries)
+    run = _Run(package, original, Verification(model, criteria), device, quick=True)
     result = run.result
     for case in itertools.islice(_made_up_cases(manifest, result, seed, quick=True), 1):
         run.compare(case, _alike(manifest)[:1])

@@ -235,8 +235,9 @@ class Stage(_Part):
         unconfirmed: In a plan: whether no build has shown that TensorRT takes the stage.
         name: What the spec calls the stage; null where it gives it no name.
         module: For a torch stage: the file of its module.
-        libraries: Shared libraries that its runtime has to load first: of ONNX Runtime custom
-            operators for a fallback stage, of TensorRT plugins for an engine.
+        libraries: Shared libraries of custom operators that ONNX Runtime has to load to run its
+            ONNX.
+        plugins: Shared libraries of plugins that TensorRT has to load to run its engines.
     """
 
     id: int
@@ -257,6 +258,7 @@ class Stage(_Part):
     name: str | None = None
     module: PackagePath | None = None
     libraries: tuple[PackagePath, ...] = ()
+    plugins: tuple[PackagePath, ...] = ()
 
 
 class Crossing(_Part):
@@ -336,6 +338,8 @@ class Manifest(_Part):
         targets: What the package was compiled for.
         modules: Operator, as ``domain::op`` -> the file of the torch module that runs it. With it the
             original model can be run, too, where it has that operator.
+        libraries: Operator, as ``domain::op`` -> the shared library of ONNX Runtime custom operators
+            that has it. With it the original model can be run, too.
         files: Path -> sha256 of every file of the package but this one.
         passes: What the graph passes did.
         environment: Versions, builder, machine.
@@ -361,6 +365,7 @@ class Manifest(_Part):
     stages: tuple[Stage, ...]
     targets: tuple[Target, ...]
     modules: Mapping[str, PackagePath] = {}
+    libraries: Mapping[str, PackagePath] = {}
     files: Mapping[PackagePath, str] = {}
     passes: tuple[PassRecord, ...] = ()
     environment: Mapping[str, JsonValue] = {}
@@ -431,6 +436,7 @@ class Manifest(_Part):
                     },
                     "module": moved(stage.module) if stage.module else None,
                     "libraries": tuple(map(moved, stage.libraries)),
+                    "plugins": tuple(map(moved, stage.plugins)),
                 }
             )
             for stage in self.stages
@@ -440,6 +446,7 @@ class Manifest(_Part):
                 "graph": moved(self.graph),
                 "report": moved(self.report),
                 "modules": {op: moved(path) for op, path in self.modules.items()},
+                "libraries": {op: moved(path) for op, path in self.libraries.items()},
                 "stages": stages,
                 "files": {moved(path): sha256 for path, sha256 in self.files.items()},
             }
