@@ -13,20 +13,24 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol
 
 import networkx as nx
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, inliner, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from optc.optimizer.custom_library import Libraries, register
 from optc.optimizer.made_up import is_float
-from optc.passes.graph import StoredValues, nodes_of
+from optc.passes.graph import DEFAULT_DOMAINS, StoredValues, nodes_of
 from optc.specs.diagnostic import Diagnostic, ModelError
+
+if TYPE_CHECKING:
+    from optc.optimizer.torch_module import TorchModule
 
 Array = npt.NDArray[Any]
 Values = dict[str, Any]
@@ -190,11 +194,19 @@ class Model:
     Args:
         path: Of the file.
         libraries: Of custom operators that it has.
+        modules: Operator, as domain and op -> the torch module that runs its nodes. The rest of the
+            model runs in parts around these (`optc.optimizer.cut_runner`).
     """
 
-    def __init__(self, path: Path, libraries: Libraries = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        libraries: Libraries = (),
+        modules: Mapping[tuple[str, str], Path] = MappingProxyType({}),
+    ) -> None:
         self.path = path
         self.libraries = libraries
+        self.modules = modules
 
     @property
     def runner(self) -> Runner:
@@ -212,15 +224,17 @@ class Model:
     @cached_property
     def _opened(self) -> tuple[Runner, int | None]:
         """The runner, and the IR version it had to be told in place of the file's."""
+        if self._is_cut:
+            return self._cut_runner(*self.parts, self._open_part), None
         folder = self.path.parent
         try:
             return OrtRunner(self.path, folder, libraries=self.libraries), None
         except ORT_ERRORS as error:
-            words = _first_line(error)
+            words = first_line(error)
         try:
             proto = onnx.load(self.path)
         except (OSError, ValueError, onnx.checker.ValidationError) as error:
-            raise self._cannot_run(words, _first_line(error)) from error
+            raise self._cannot_run(words, first_line(error)) from error
         if proto.ir_version > LOWER_IR_VERSION and proto.ByteSize() < 2**31:
             newer, proto.ir_version = proto.ir_version, LOWER_IR_VERSION
             try:
@@ -279,18 +293,71 @@ class Model:
         try:
             return self._run_as(proto, weights)
         except ORT_ERRORS as error:
-            raise Rejected(_first_line(error)) from error
+            raise Rejected(first_line(error)) from error
 
     def _run_as(
         self, proto: ModelProto, weights: Mapping[str, Array], *, optimised: bool = False
-    ) -> OrtRunner:
-        return OrtRunner(
-            proto,
-            self.path.parent,
-            optimised=optimised,
-            weights=weights,
-            libraries=self.libraries,
-        )
+    ) -> Runner:
+        def opened(part: ModelProto, own: Mapping[str, Array]) -> Runner:
+            return OrtRunner(
+                part,
+                self.path.parent,
+                optimised=optimised,
+                weights=own,
+                libraries=self.libraries,
+            )
+
+        return self._cut_runner(proto, weights, opened) if self._is_cut else opened(proto, weights)
+
+    # -- with nodes that modules run
+
+    @cached_property
+    def _is_cut(self) -> bool:
+        """Whether modules run some nodes of the main graph."""
+        if not self.modules:
+            return False
+        nodes = _without_functions(onnx.load(self.path, load_external_data=False)).graph.node
+        return any(_key(node) in self.modules for node in nodes)
+
+    def _cut_runner(
+        self,
+        proto: ModelProto,
+        weights: Mapping[str, Array],
+        open_: Callable[[ModelProto, Mapping[str, Array]], Runner],
+    ) -> Runner:
+        from optc.optimizer.cut_runner import CutRunner
+
+        return CutRunner(proto, weights, self.path.parent, self._module_of, open_)
+
+    def _open_part(self, part: ModelProto, weights: Mapping[str, Array]) -> Runner:
+        """Return what runs a part of the model as it is.
+
+        Raises:
+            ModelError: ``cannot-run-original``.
+        """
+        try:
+            return OrtRunner(part, self.path.parent, weights=weights, libraries=self.libraries)
+        except ORT_ERRORS as error:
+            other = "it does not take the modules that run other parts"
+            raise self._cannot_run(first_line(error), other) from error
+
+    def _module_of(self, node: NodeProto) -> TorchModule | None:
+        """Return the module that runs ``node``, loaded once; None for ONNX Runtime."""
+        from optc.optimizer.torch_module import ModuleRejected, TorchModule
+
+        path = self.modules.get(_key(node))
+        if path is None:
+            return None
+        if path not in self._loaded_modules:
+            try:
+                self._loaded_modules[path] = TorchModule(path)
+            except ModuleRejected as error:
+                raise self._cannot_run("its module is for torch", str(error)) from error
+        return self._loaded_modules[path]
+
+    @cached_property
+    def _loaded_modules(self) -> dict[Path, TorchModule]:
+        return {}
 
     @cached_property
     def parts(self) -> tuple[ModelProto, dict[str, Array]]:
@@ -299,7 +366,10 @@ class Model:
         Those in external files are mapped, not read.
         """
         proto = onnx.load(self.path, load_external_data=False)
-        proto.ir_version = self._opened[1] or proto.ir_version
+        if self._is_cut:
+            proto = _without_functions(proto)
+        else:
+            proto.ir_version = self._opened[1] or proto.ir_version
         _constants_to_initialisers(proto.graph)
         weights = {}
         for tensor in proto.graph.initializer:
@@ -327,7 +397,7 @@ class Model:
             tensors.add_nodes_from(made, node=node)
             if node.op_type in SHAPE_OPS:
                 continue
-            tensors.add_edges_from((read, name) for read in _reads(node) for name in made)
+            tensors.add_edges_from((read, name) for read in read_by(node) for name in made)
         return tensors
 
     def leading_to(self, tensor: str) -> set[str]:
@@ -366,7 +436,8 @@ def flattened(values: Mapping[str, Any]) -> dict[str, Array]:
     return flat
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return what an error says, or its kind, in a line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -428,6 +499,18 @@ def _constants_to_initialisers(graph: GraphProto) -> None:
         graph.node.extend(kept)
 
 
+def _without_functions(model: ModelProto) -> ModelProto:
+    """Return ``model`` with its functions inlined: nodes in them can be cut at, too."""
+    if not model.functions:
+        return model
+    return inliner.inline_local_functions(model, convert_version=False)
+
+
+def _key(node: NodeProto) -> tuple[str, str]:
+    """Return domain, "" for the default one, and op."""
+    return "" if node.domain in DEFAULT_DOMAINS else node.domain, node.op_type
+
+
 def _copied(node: NodeProto) -> NodeProto:
     copy = NodeProto()
     copy.CopyFrom(node)
@@ -452,7 +535,7 @@ def _small_float_constants(graph: GraphProto) -> Iterable[tuple[str, TensorProto
             yield f"{index}: {tensor.name}", tensor
 
 
-def _reads(node: NodeProto) -> set[str]:
+def read_by(node: NodeProto) -> set[str]:
     """Return the names that ``node`` reads, its bodies' reads of outside values included."""
     names = set(node.input)
     for attribute in node.attribute:

@@ -66,6 +66,8 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
         "module-not-found": "There is no file at the path of a torch module.",
         "bad-module": "A torch module is neither TorchScript nor an exported program, or does not "
         "take what its node gives it.",
+        "attribute-not-given": "An exported program is not given an attribute of its node: it has the "
+        "value that it was exported with.",
         "bad-replacement": "A range of nodes cannot be replaced by a module; the error shows what is "
         "in the way.",
         "unknown-tensor": "Neither the model nor the package has a tensor of that name.",
@@ -194,6 +196,7 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
         "broken-backend": "The backend is installed and does not load.",
         "other-gpu": "The target is for another GPU than the one its backend builds on.",
         "missing-extra": "What was asked for needs a library that is not installed.",
+        "module-unreadable": "A torch module cannot be read while the package is written.",
         "no-gpu": "There is no GPU, and what was asked for needs one.",
         "bad-plugin": "A pass that another distribution brings cannot be used.",
         "disk-full": "There is no room to write to.",
