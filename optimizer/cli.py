@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from optc.specs.diagnostic import Diagnostic, InputError, OptcError
+from optc.specs.diagnostic import Diagnostic, EnvironmentFault, InputError, OptcError
 
 if TYPE_CHECKING:
     from optc.specs.check import CheckedSpec
@@ -161,9 +161,21 @@ def plan(
             "--quick", help="Build no engine on trial; what no build confirmed is `unconfirmed`."
         ),
     ] = False,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Say of each cut what forces it and what crosses, and what would be saved if what "
+            "was refused were supported.",
+        ),
+    ] = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", metavar="FILE.svg", help="Draw the stages to this file."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what compiling SPEC would do, stage by stage, and why. Writes nothing.
+    """Say what compiling SPEC would do, stage by stage, and why.
 
     Engines are built on trial, as only a build can tell what TensorRT takes. What it said of single
     nodes is kept in optc's cache.
@@ -175,7 +187,11 @@ def plan(
         from optc.optimizer.progress import progress
 
         with progress(str(spec)) as shown:
-            planned = plan_package(checked, targets=target or (), build=not quick, progress=shown)
+            planned = plan_package(
+                checked, targets=target or (), build=not quick, explain=explain, progress=shown
+            )
+        if picture is not None:
+            _write_picture(picture, planned.picture)
         if as_json:
             _print_json(planned.as_json())
         else:
@@ -204,27 +220,57 @@ def run(
     target: Annotated[
         str | None, typer.Option("--target", metavar="NAME", help="Which target's stages to run.")
     ] = None,
+    costs: Annotated[
+        Path | None,
+        typer.Option(
+            "--costs",
+            metavar="FILE.json",
+            help="Time the stages, and write what that tells of this machine to this file, for "
+            "`partition.cost.measured` of a spec.",
+        ),
+    ] = None,
+    repeat: Annotated[
+        int | None,
+        typer.Option(
+            "--repeat",
+            metavar="N",
+            min=1,
+            help="How many runs `--costs` times, after two that warm up.  [default: 10]",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a package on the arrays of an npz file.
 
     Says for each stage where it ran.
     """
+    if repeat is not None and costs is None:
+        raise typer.BadParameter("it says how often to run for `--costs`", param_hint="--repeat")
 
     def one() -> None:
         from optc.optimizer.arrays import read_arrays, write_arrays
         from optc.optimizer.runtime import load
 
-        package = load(folder)
-        results = package.run(read_arrays(inputs), target=target, device=device.value)
+        package, given = load(folder), read_arrays(inputs)
+        results = package.run(given, target=target, device=device.value)
         write_arrays(outputs, results)
         report = package.last_run
         assert report is not None, "run() leaves a report"
+        document: dict[str, Any] = {**report.as_json(), "outputs": str(outputs)}
+        lines = [report.render(), f"outputs: {outputs}"]
+        if costs is not None:
+            from optc.optimizer.cost_fit import measure, render, write_costs
+
+            measured = measure(
+                package, given, target=target, device=device.value, repeat=repeat or 10
+            )
+            write_costs(costs, measured)
+            document["costs"] = {"file": str(costs), **measured.model_dump(mode="json")}
+            lines += [render(measured), f"costs: {costs}"]
         if as_json:
-            _print_json({**report.as_json(), "outputs": str(outputs)})
+            _print_json(document)
         else:
-            print(report.render())
-            print(f"outputs: {outputs}")
+            print("\n".join(lines))
 
     _run(one, folder if as_json else None)
 
@@ -474,6 +520,19 @@ def _checked(spec: Path) -> CheckedSpec:
     checked = check(spec, known_passes=registry.names, options_of=registry.options_of)
     gc.enable()  # what follows takes its time
     return checked
+
+
+def _write_picture(path: Path, picture: str) -> None:
+    try:
+        path.write_text(picture, encoding="utf-8")
+    except OSError as error:
+        raise EnvironmentFault(
+            Diagnostic(
+                "cannot-write",
+                f"`{path}` cannot be written: {error.strerror}",
+                "make room, or choose another folder",
+            )
+        ) from error
 
 
 def _attempt(action: Callable[[], None]) -> tuple[int, tuple[Diagnostic, ...]]:

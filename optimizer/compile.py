@@ -26,6 +26,7 @@ from optc.optimizer.builder import Workers
 from optc.optimizer.debug import dumps
 from optc.optimizer.doctor import environment
 from optc.optimizer.engine import EngineBuilder
+from optc.optimizer.explain import explanations
 from optc.optimizer.gate import check_gate
 from optc.optimizer.legalise import Legaliser
 from optc.optimizer.lower import Lowerer
@@ -36,7 +37,15 @@ from optc.optimizer.precision_choice import Chooser
 from optc.optimizer.precision_levels import is_lowered
 from optc.optimizer.prepare import Prepared, prepare
 from optc.optimizer.progress import Progress, Silent
-from optc.optimizer.record import Decided, manifest_of, path_of_stage, report_of, write_models
+from optc.optimizer.record import (
+    Decided,
+    manifest_of,
+    ops_of,
+    path_of_stage,
+    report_of,
+    write_models,
+)
+from optc.optimizer.stage_picture import picture_of
 from optc.optimizer.summary import Outcome, Planned
 from optc.passes import registry
 from optc.specs.check import CheckedSpec, check, files_matching
@@ -114,6 +123,7 @@ def compile_package(
                 files=files,
                 engines=records,
             )
+            writer.write("stages.svg", picture_of(manifest, ops_of(prepared)))
         notes = [*prepared.notes, *decided.notes]
         outcome = Outcome(checked.path, folder, manifest, 0.0, notes=notes)
         outcome.precision = decided.choice.text if decided.choice else ""
@@ -130,6 +140,7 @@ def plan_package(
     *,
     targets: Sequence[str] = (),
     build: bool = True,
+    explain: bool = False,
     progress: Progress | None = None,
 ) -> Planned:
     """Return what compiling would decide. Nothing is written but the oracle's cache.
@@ -138,6 +149,7 @@ def plan_package(
         checked: The spec.
         targets: Names of targets of the spec; all, where none is named.
         build: Whether engines are built on trial; where not, they are marked unconfirmed.
+        explain: Whether it is to say why the stages are what they are.
         progress: Told of what goes on.
 
     Raises:
@@ -157,8 +169,14 @@ def plan_package(
         manifest = manifest_of(
             prepared, decided, environment(workers), folder=None, files=files, engines={}
         )
+        explained = None
+        if explain:
+            progress.step("splitting again without what was refused")
+            explained = explanations(prepared, decided)
     return Planned(
         manifest,
+        explained,
+        picture=picture_of(manifest, ops_of(prepared)),
         notes=[*prepared.notes, *decided.notes],
         precision=decided.choice.text if decided.choice else "",
     )

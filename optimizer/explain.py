@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import onnx_graphsurgeon as gs
 
 from optc.optimizer.arrays import dtype_name
-from optc.optimizer.partition import Plan, Question, Refused, settled_stages
+from optc.optimizer.partition import Off, Plan, Question, Refused, settled_stages
 from optc.passes import registry
 from optc.passes.graph import dataflow, reads
 from optc.passes.split import Stage, crossings
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 MOST_SPLITS, FEWEST_SPLITS = 96, 12
 NODES_SPLIT = 400_000
 """How often a graph is split for an explanation: `NODES_SPLIT` by its nodes, within these bounds."""
-
-MOST_ALONE = 3
-"""Nodes of one kind of which it is said what they save alone."""
 
 Kind = Literal["node", "point", "scope", "range"]
 
@@ -73,6 +70,7 @@ class Refusal:
         op: Its operator, with its domain before a ``::``.
         by: Who refused it.
         text: In whose words.
+        follows: Whether it is off as a consequence of the split: TensorRT would take the node.
         origins: The nodes of the original model that it stands for.
     """
 
@@ -80,6 +78,7 @@ class Refusal:
     op: str
     by: str
     text: str
+    follows: bool
     origins: tuple[str, ...]
 
 
@@ -194,8 +193,7 @@ class Explanation:
         all: What the split would come to if all of it were done; None where there is nothing.
         pair: The two that save engines together though neither does alone; None where there is no
             such pair among those looked at.
-        splits: How many splits that took.
-        unseen: Refused nodes that were not looked at one by one, as there are too many.
+        splits: How many changes of the split that took.
     """
 
     targets: tuple[str, ...]
@@ -205,7 +203,6 @@ class Explanation:
     all: Tally | None = None
     pair: Together | None = None
     splits: int = 0
-    unseen: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Return it for programs; each item says what it ``saves`` beside what is ``then``."""
@@ -269,9 +266,14 @@ def explain(
     names = tuple(targets) or (plan.target.name,)
     if len(plan.stages) < 2:
         return Explanation(names, now, (), ())
-    forcing = frozenset(refusal.node for cut in cuts for refusal in cut.refused)
-    work = _WorkList(question, plan, now, forcing, passes or Passes())
-    return work.explanation(names, cuts)
+    return _WorkList(question, plan, now, cuts, passes or Passes()).explanation(names)
+
+
+def _following(question: Question, plan: Plan) -> Off:
+    """Return what is off in ``plan`` as a consequence of how it is split."""
+    return {
+        name: why for name, why in plan.off.items() if why.by == "rule" and name not in question.off
+    }
 
 
 def _tally(question: Question, stages: Sequence[Stage]) -> Tally:
@@ -305,6 +307,7 @@ class _Description:
         self._ids = ids
         self._origins = origins
         self._crossings = crossings(plan.stages)
+        self._follows = _following(question, plan)
 
     def cuts(self) -> Iterator[Cut]:
         """Yield the cuts in running order."""
@@ -349,7 +352,8 @@ class _Description:
     def _refusal(self, name: str) -> Refusal:
         why = self._plan.off[name]
         op = _op(self._question.node(name))
-        return Refusal(name, op, why.by, why.text, tuple(self._origins.get(name, ())))
+        origins = tuple(self._origins.get(name, ()))
+        return Refusal(name, op, why.by, why.text, name in self._follows, origins)
 
     def _sent(self, names: Iterable[str]) -> tuple[Sent, ...]:
         """Return the tensors ``names``, the largest first."""
@@ -456,49 +460,44 @@ class _WorkList:
         question: Question,
         plan: Plan,
         now: Tally,
-        forcing: frozenset[str],
+        cuts: tuple[Cut, ...],
         passes: Passes,
     ) -> None:
         self._question = question
         self._plan = plan
         self._now = now
-        self._forcing = forcing
+        self._cuts = cuts
+        causes = [[each.node for each in cut.refused if not each.follows] for cut in cuts]
+        self._forcing = frozenset(name for names in causes for name in names)
+        # Where several force a cut, in series or side by side, none of them does away with it.
+        self._forcing_alone = frozenset(names[0] for names in causes if len(names) == 1)
         self._passes = passes
         room = NODES_SPLIT // max(1, len(question.graph.nodes))
         self._left = max(FEWEST_SPLITS, min(MOST_SPLITS, room))
         self._done = 0
-        self._follows = {
-            name: why
-            for name, why in plan.off.items()
-            if why.by == "rule" and name not in question.off
-        }
+        self._follows = _following(question, plan)
         self._causes = {name: why for name, why in plan.off.items() if name not in self._follows}
 
-    def explanation(self, targets: tuple[str, ...], cuts: tuple[Cut, ...]) -> Explanation:
+    def explanation(self, targets: tuple[str, ...]) -> Explanation:
         """Return the whole, with the work list sorted by what is saved."""
         found = self._found()
         if not found:
-            return Explanation(targets, self._now, cuts, ())
+            return Explanation(targets, self._now, self._cuts, ())
         self._keep_what_stays()
         every = _Change()
         for each in found:
             every |= each.change
         together = self._then(every)
-        looked: list[_Found] = []
         for each in found:
             if self._left > 0:
                 then = together if len(found) == 1 else self._then(each.change)
                 each.item = replace(each.item, then=then)
-            looked.append(each)
-        looked.sort(key=lambda each: self._rank(each.item.then))
-        unseen = 0
-        for each in looked:
-            unseen += self._look_at_each(each)
-        pair = self._pair(looked)
-        work = tuple(each.item for each in looked)
-        return Explanation(
-            targets, self._now, cuts, work, together, pair, splits=self._done, unseen=unseen
-        )
+        found.sort(key=lambda each: self._rank(each.item.then))
+        for each in found:
+            each.item = replace(each.item, alone=self._alone(each.item))
+        pair = self._pair(found)
+        work = tuple(each.item for each in found)
+        return Explanation(targets, self._now, self._cuts, work, together, pair, self._done)
 
     def _rank(self, then: Tally | None) -> tuple[float, ...]:
         """Return a key that sorts by what is saved, most first; what was not looked at comes last."""
@@ -630,21 +629,17 @@ class _WorkList:
             _splitter=None,
         )
 
-    def _look_at_each(self, found: _Found) -> int:
-        """Look at each node of an item that forces a cut; return how many there is no time for."""
-        item = found.item
-        then = item.then
-        if item.kind != "node" or len(item.nodes) < 2 or then is None:
-            return 0
-        names = [name for name in item.nodes if name in self._forcing]
-        tried = {}
-        # Half of what is left: the kinds after this one, and pairs, are to have their turn.
-        for name in names[: max(0, self._left // 2)]:
-            tried[name] = self._then(_Change(nodes=frozenset([name])))
-        best = sorted(tried, key=lambda name: self._rank(tried[name]))
-        alone = [Alone(n, tried[n]) for n in best if tried[n].engines < self._now.engines]
-        found.item = replace(item, alone=tuple(alone[:MOST_ALONE]))
-        return len(names) - len(tried)
+    def _alone(self, item: Item) -> tuple[Alone, ...]:
+        """Return the nodes of ``item`` that save engines alone, of those that alone force a cut."""
+        if len(item.nodes) < 2:
+            return ()
+        found = []
+        for name in item.nodes:
+            if name in self._forcing_alone and self._left > 0:
+                then = self._then(_Change(nodes=frozenset([name])))
+                if then.engines < self._now.engines:
+                    found.append(Alone(name, then))
+        return tuple(sorted(found, key=lambda alone: self._rank(alone.then)))
 
     def _pair(self, found: Sequence[_Found]) -> Together | None:
         """Return the best pair that saves engines, of those of which neither does alone."""
@@ -668,9 +663,18 @@ def _likeness(op: str, name: str, why: Refused) -> tuple[str, ...]:
     """Return what nodes have in common of which the same would have to be done."""
     if why.by == "spec":  # a line of the spec, whichever ops it names
         return (why.by, why.text)
-    # What differs from node to node of an op: names, between quotes and as paths, and numbers.
-    words = re.sub(r"`[^`]*`|'[^']*'|\"[^\"]*\"|\S*/\S*|\d+", "#", why.text.replace(name, "#"))
-    return (why.by, op, " ".join(words.split()))
+    return (why.by, op, without_names(why.text.replace(name, "#")))
+
+
+def without_names(text: str) -> str:
+    """Return ``text`` without what differs between nodes that are alike: names and numbers.
+
+    Example:
+        >>> without_names("nothing bounds `n_1`: /a/b takes 63 us")
+        'nothing bounds #: # takes # us'
+    """
+    words = re.sub(r"`[^`]*`|'[^']*'|\"[^\"]*\"|\S*/\S*|\d+(\.\d+)?", "#", text)
+    return " ".join(words.split())
 
 
 def _op(node: gs.Node) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
+from optc.optimizer.explain import without_names
 from optc.optimizer.summary import percent
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ WIDTH = 100
 
 MOST_NAMES = 4
 """Nodes or tensors named to a person; the JSON names all."""
+
+LONGEST_EXTENT = 24
+"""Characters of an extent shown to a person."""
 
 MOST_ITEMS = 20
 """Lines of the work list shown to a person."""
@@ -71,14 +76,15 @@ def _cut(number: int, cut: Cut, width: int) -> Iterator[str]:
     yield f"cut {number}, between {left} and {right}{what}"
     for group in alike(cut.refused):
         first = group[0]
-        yield from _said("refused", f"{_ops(group)}: {_named([r.node for r in group])}", width)
-        yield from _said(f"  by {first.by}", _short(first.text), width)
+        label = "follows" if first.follows else "refused"
+        yield from _said(label, f"{_ops(group)}: {_few([each.node for each in group])}", width)
+        yield from _said(f" by {first.by}", _short(first.text), width)
     if cut.others:
         yield from _said("beside", f"{count(cut.others, 'refused node')} that force nothing", width)
     if cut.points:
-        yield from _said("point", _named(cut.points), width)
+        yield from _said("point", _few(cut.points), width)
     if cut.scopes:
-        yield from _said("scope", _named(cut.scopes), width)
+        yield from _said("scope", _few(cut.scopes), width)
     for label, sent in (
         ("goes in" if cut.stages else "crosses", cut.enters),
         ("within", cut.within),
@@ -86,38 +92,42 @@ def _cut(number: int, cut: Cut, width: int) -> Iterator[str]:
         ("passes by", cut.passes),
     ):
         if sent:
-            yield from _said(label, _sent(sent), width)
+            yield from _sent(label, sent, width)
 
 
 def alike(refused: Iterable[Refusal]) -> list[list[Refusal]]:
-    """Return ``refused`` in groups with the same judge and op, or the same words."""
-    groups: dict[tuple[str, str], list[Refusal]] = {}
+    """Return ``refused`` in groups with the same judge and op, or the same words of a rule."""
+    groups: dict[tuple[bool, str, str], list[Refusal]] = {}
     for each in refused:
-        key = each.op if each.by in ("parser", "builder") else each.text
-        groups.setdefault((each.by, key), []).append(each)
+        key = each.op if each.by in ("parser", "builder") else without_names(each.text)
+        groups.setdefault((each.follows, each.by, key), []).append(each)
     return list(groups.values())
 
 
 def _ops(refused: Sequence[Refusal]) -> str:
-    counts: dict[str, int] = {}
-    for each in refused:
-        counts[each.op] = counts.get(each.op, 0) + 1
-    listed = [f"{op} x{n}" if n > 1 else op for op, n in counts.items()]
-    return _few(listed)
+    counts = Counter(each.op for each in refused)
+    return _few([f"{op} x{n}" if n > 1 else op for op, n in counts.most_common()])
 
 
-def _sent(sent: Sequence[Sent]) -> str:
+def _sent(label: str, sent: Sequence[Sent], width: int) -> Iterator[str]:
+    """Yield what crosses: how much, then the largest tensors, a line each."""
     known = [each for each in sent if each.bytes is not None and each.most_bytes is not None]
     size = _size(sum(e.bytes or 0 for e in known), sum(e.most_bytes or 0 for e in known))
     unknown = len(sent) - len(known)
     more = f" and {unknown} of unknown size" if unknown else ""
-    listed = [f"{each.tensor} {_type(each)}" for each in sent]
-    return f"{count(len(sent), 'tensor')}, {size}{more}: {_few(listed)}"
+    yield from _said(label, f"{count(len(sent), 'tensor')}, {size}{more}", width)
+    for each in sent[:MOST_NAMES]:
+        usual = "?" if each.bytes is None else bytes_(each.bytes)
+        yield from _said("", f"{usual:>7}  {_type(each)}  {each.tensor}", width, indent=11)
+    if len(sent) > MOST_NAMES:
+        yield from _said("", f"{'':>7}  and {len(sent) - MOST_NAMES} more", width)
 
 
 def _type(sent: Sent) -> str:
-    extents = "?" if sent.shape is None else ", ".join(map(str, sent.shape))
-    return f"{sent.dtype or '?'} [{extents}]"
+    if sent.shape is None:
+        return f"{sent.dtype or '?'} of unknown rank"
+    extents = [each if len(str(each)) <= LONGEST_EXTENT else "…" for each in sent.shape]
+    return f"{sent.dtype or '?'} [{', '.join(map(str, extents))}]"
 
 
 # --- the work list -------------------------------------------------------------------------------
@@ -131,18 +141,17 @@ def _work(explained: Explanation, width: int) -> Iterator[str]:
     yield from _rendered(_table(explained), width)
     for number, item in enumerate(explained.work[:MOST_ITEMS], start=1):
         yield from _said(f"{number} {item.by}", _short(item.text), width)
-        for each in item.alone:
-            words = f"{each.node}: {_left(each.then)}"
-            yield from _said("  alone", words, width)
-        yield from _said("  do", item.todo, width)
+        for each in item.alone[:MOST_NAMES]:
+            yield from _said(" alone", f"{each.node}: {_left(each.then)}", width)
+        if len(item.alone) > MOST_NAMES:
+            yield from _said("", f"and {len(item.alone) - MOST_NAMES} more", width)
+        yield from _said(" do", item.todo, width)
     if len(explained.work) > MOST_ITEMS:
         yield f"and {len(explained.work) - MOST_ITEMS} more; `--json` has all"
     if explained.pair is not None:
         first, second = (number + 1 for number in explained.pair.items)
         words = f"neither saves an engine alone; {_left(explained.pair.then)}"
         yield from _said(f"{first} and {second}", words, width)
-    if explained.unseen:
-        yield f"{count(explained.unseen, 'node')} of these kinds were not looked at alone"
 
 
 def _table(explained: Explanation) -> Table:
@@ -222,10 +231,6 @@ def _unknown(tally: Tally) -> str:
     return f" + {count(tally.unbounded, 'tensor')} of unknown size" if tally.unbounded else ""
 
 
-def _named(names: Sequence[str]) -> str:
-    return _few(list(names))
-
-
 def _few(listed: Sequence[str]) -> str:
     more = len(listed) - MOST_NAMES
     shown = ", ".join(listed[:MOST_NAMES] if more > 0 else listed)
@@ -237,9 +242,15 @@ def _short(text: str) -> str:
     return said if len(said) <= MOST_CHARACTERS else f"{said[: MOST_CHARACTERS - 2]} …"
 
 
-def _said(label: str, words: str, width: int) -> list[str]:
-    """Return ``words`` in lines behind ``label``."""
-    lines = wrap(words, width - LABEL, break_on_hyphens=False) or [""]
+def _said(label: str, words: str, width: int, *, indent: int = 0) -> list[str]:
+    """Return ``words`` in lines behind ``label``; all but the first go in by ``indent`` more."""
+    lines = wrap(
+        words,
+        width - LABEL,
+        break_on_hyphens=False,
+        subsequent_indent=" " * indent,
+        drop_whitespace=True,
+    ) or [""]
     labels = [f"  {label}", *[""] * len(lines)]
     return [f"{head:<{LABEL}}{line}" for head, line in zip(labels, lines, strict=False)]
 

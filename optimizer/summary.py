@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import shorten
@@ -15,6 +15,7 @@ from optc.specs.manifest import Manifest, Stage
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from optc.optimizer.explain import Explanation
     from optc.optimizer.verify import Verification
 
 WIDTH_OF_FILES = 160
@@ -95,13 +96,17 @@ class Planned:
 
     Attributes:
         manifest: As it would be, without files and engines.
+        explained: Why each target is split as it is; None where nobody asked.
         notes: Warnings and notes.
         precision: As in `Outcome`.
+        picture: Of the stages, as an SVG.
     """
 
     manifest: Manifest
+    explained: list[Explanation] | None = None
     notes: list[Diagnostic] = field(default_factory=list)
     precision: str = ""
+    picture: str = ""
 
     @property
     def diagnostics(self) -> list[Diagnostic]:
@@ -110,11 +115,18 @@ class Planned:
 
     def as_json(self) -> dict[str, Any]:
         """Return the plan for programs: the manifest without files and engines."""
-        return self.manifest.as_plan()
+        plan: dict[str, Any] = self.manifest.as_plan()
+        if self.explained is not None:
+            plan["explanation"] = [each.as_json() for each in self.explained]
+        return plan
 
     def print(self) -> None:
         """Print the plan for people."""
         print_stages(self.manifest)
+        if self.explained is not None:
+            from optc.optimizer.explain_table import text_of
+
+            print(text_of(self.explained))
         if self.precision:
             print(f"precision, simulated: {self.precision}")
         symbols = sorted({name for profile in self.manifest.profiles for name in profile})
@@ -148,13 +160,16 @@ def print_stages(manifest: Manifest) -> None:
         console.print(line)
 
 
-def _table(stages: Iterable[Stage], target: str) -> Table:
+def _table(stages: Sequence[Stage], target: str) -> Table:
     from rich import box
     from rich.table import Table
+
+    named = any(stage.name is not None for stage in stages)
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading, side in (
         ("stage", "right"),
+        *((("name", "left"),) if named else ()),
         ("runtime    ", "left"),
         ("nodes", "right"),
         ("FLOPs", "right"),
@@ -168,17 +183,18 @@ def _table(stages: Iterable[Stage], target: str) -> Table:
         size = f"{engine.bytes / 1e6:.1f} MB" if engine else ""
         table.add_row(
             str(stage.id),
+            *((stage.name or "",) if named else ()),
             stage.runtime,
             str(len(stage.nodes)),
             percent(stage.flops_share),
-            _precisions(stage),
+            precisions(stage),
             "unconfirmed" if stage.unconfirmed else size,
             _few(stage.outputs),
         )
     return table
 
 
-def _precisions(stage: Stage) -> str:
+def precisions(stage: Stage) -> str:
     """Return what ``stage`` computes in, by its FLOPs: the precision, or each with its share."""
     if stage.precision is None:
         return ""
