@@ -28,6 +28,7 @@ from optc.optimizer.doctor import environment
 from optc.optimizer.engine import EngineBuilder
 from optc.optimizer.explain import explanations
 from optc.optimizer.gate import check_gate
+from optc.optimizer.hoist import Asking, open_bodies
 from optc.optimizer.legalise import Legaliser
 from optc.optimizer.lower import Lowerer
 from optc.optimizer.oracle import Oracle
@@ -302,13 +303,13 @@ def _decided(
 
     For a plan nothing of the user's is written, and for a quick one nothing is built.
     """
-    question, spec = prepared.question, prepared.checked.spec
+    spec = prepared.checked.spec
     oracle = Oracle(workers, digest_of=store.digest_of)
     tf32 = spec.precision.default == "tf32"
     stages = folder / "stages"
-    legaliser = Legaliser(
-        question,
-        oracle,
+    legaliser_of = partial(
+        Legaliser,
+        oracle=oracle,
         legalisers=partial(registry.legalisers, spec.passes.disable, spec.passes.options)
         if spec.passes.legalise
         else tuple,
@@ -317,6 +318,9 @@ def _decided(
         folder=stages,
         tf32=tf32,
     )
+    open_bodies(prepared, Asking(oracle, legaliser_of, targets, store.for_stage, stages, tf32))
+    question = prepared.question
+    legaliser = legaliser_of(question)
     chooser = None
     if is_lowered(spec.precision):
         chooser = Chooser(prepared, oracle, progress, keep_ranges=not plan)

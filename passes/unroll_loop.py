@@ -59,7 +59,7 @@ class UnrollLoop(Pass):
         """Unroll the Loops of ``graph`` that are short."""
         report = Report()
         for loop in facts.nodes("Loop"):
-            rounds = _rounds(loop)
+            rounds = rounds_of(loop)
             if rounds is None:
                 continue
             if reason := self.why_not(loop, rounds):
@@ -86,7 +86,7 @@ class UnrollLoop(Pass):
         return ""
 
 
-def _rounds(loop: gs.Node) -> int | None:
+def rounds_of(loop: gs.Node) -> int | None:
     """Return how often the body of ``loop`` runs where that is constant and at least once."""
     most, start = argument(loop, 0), argument(loop, 1)
     trips = number(most)
