@@ -92,6 +92,11 @@ class Compared(Protocol):
         ...
 
     @property
+    def modules(self) -> Mapping[tuple[str, str], Path]:
+        """Operator, as domain and op -> the torch module that runs it."""
+        ...
+
+    @property
     def libraries(self) -> Libraries:
         """Libraries of custom operators, with which ONNX Runtime runs the original."""
         ...
@@ -135,7 +140,7 @@ class Search:
         Then what goes between the stages of ``target`` is compared with ``model.onnx``.
         """
         path = self.package.path / self.package.manifest.graph
-        whole = Model(path, self.package.libraries)
+        whole = Model(path, self.package.libraries, self.package.modules)
         return self._in_graph(whole, feeds, output) or self._in_stages(whole, feeds, target)
 
     def _in_graph(

@@ -12,11 +12,14 @@ import onnx_graphsurgeon as gs
 from optc.optimizer.arrays import dtype_name
 from optc.optimizer.asked_stages import AskedStages
 from optc.optimizer.model_file import ModelFile, load_graph, read_model
+from optc.optimizer.modules import Modules
 from optc.optimizer.operators import Operators
 from optc.optimizer.partition import Off, Question, Refused, by_rule
 from optc.optimizer.progress import Progress
+from optc.optimizer.replace import replace_ranges
 from optc.passes import registry
 from optc.passes.contract import Pass
+from optc.passes.custom_operator import declare
 from optc.passes.flops import flops
 from optc.passes.graph import all_nodes, bodies_of, finish, reads
 from optc.passes.pipeline import AfterStep, PipelineReport, optimise
@@ -44,6 +47,7 @@ class Prepared:
         selected: Node of the original, of bodies too, that the spec keeps off TensorRT -> its words.
         asked: What the spec wants in one stage, in terms of the original.
         kept: Tensors that passes leave alone.
+        modules: The torch modules that the spec gives, those in place of ranges too.
         notes: What the user should know.
     """
 
@@ -57,6 +61,7 @@ class Prepared:
     selected: Mapping[str, str]
     asked: AskedStages
     kept: frozenset[str]
+    modules: Modules
     notes: list[Diagnostic]
 
     @property
@@ -103,7 +108,9 @@ def prepare(checked: CheckedSpec, progress: Progress, after: AfterStep | None = 
 
     Raises:
         ModelError: If the model cannot be read or is damaged.
-        SpecError: If custom operators are not as declared, or their libraries do not load.
+        SpecError: If custom operators are not as declared, their libraries or modules do not load,
+            or a range cannot be replaced.
+        EnvironmentFault: If a module is to run and torch is not installed.
     """
     spec = checked.spec
     progress.step("loading the model")
@@ -120,18 +127,34 @@ def prepare(checked: CheckedSpec, progress: Progress, after: AfterStep | None = 
     )
     kept = points | asked.kept | _boundary(graph, selected)
     ops = {node.name: node.op for node in all_nodes(graph)}
+    ranges = _ranges(checked)
+    replaced = replace_ranges(graph, checked, ranges)
+    declare(each.operator for each in replaced)
+    modules = Modules(checked, replaced)
+    unfit = modules.check(graph)
 
     progress.step("running graph passes")
-    ranges = _ranges(checked)
     passes = registry.passes(spec.passes.disable, options=spec.passes.options)
     report = optimise(graph, passes, points=kept, ranges=ranges, after=after)
+    report.origins = modules.origins(report.origins)
 
     progress.step("inferring shapes")
-    question = _question(checked, graph, report, selected, asked)
+    question = _question(checked, graph, report, selected, asked, modules)
     Operators(checked).check(graph, question.shapes)
-    notes = _notes(checked, graph, points)
+    notes = [*_notes(checked, graph, points), *unfit]
     return Prepared(
-        checked, model, graph, report, question.shapes, question, ops, selected, asked, kept, notes
+        checked,
+        model,
+        graph,
+        report,
+        question.shapes,
+        question,
+        ops,
+        selected,
+        asked,
+        kept,
+        modules,
+        notes,
     )
 
 
@@ -151,7 +174,7 @@ def rewrite(prepared: Prepared, passes: Sequence[Pass], refused: Collection[str]
     for report in (first, then):
         prepared.passes.go_on(report)
     prepared.question = _question(
-        checked, graph, prepared.passes, prepared.selected, prepared.asked
+        checked, graph, prepared.passes, prepared.selected, prepared.asked, prepared.modules
     )
     prepared.shapes = prepared.question.shapes
 
@@ -162,6 +185,7 @@ def _question(
     report: PipelineReport,
     selected: Mapping[str, str],
     asked: AskedStages,
+    modules: Modules,
 ) -> Question:
     """Return what partitioning starts from; ``graph`` is completed and annotated."""
     finish(graph)
@@ -174,6 +198,7 @@ def _question(
     off = by_rule(graph)
     off.update(_off_by_spec(graph, report, selected))
     off.update(operators.off(graph))
+    off.update(modules.off(graph))
     spec = checked.spec
     question = Question(
         graph=graph,
@@ -183,7 +208,7 @@ def _question(
         points=asked.points | {p.tensor for p in spec.partition.points if p.tensor},
         flops=flops(graph, shapes, checked.profiles[0]),
         fallback=spec.fallback.runtime,
-        runtimes=operators.runtimes(graph),
+        runtimes={**operators.runtimes(graph), **modules.runtimes(graph)},
         place_of_profiles=checked.place("profiles", key=True) or checked.place("dims", key=True),
         cost=checked.cost,
     )

@@ -160,6 +160,7 @@ def manifest_of(
         verify=None if spec.verify is None else spec.verify.model_dump(mode="json"),
         rounds=tuple(_plain(asdict(each)) for each in decided.rounds),
         oracle=decided.asked,
+        modules=prepared.modules.recorded,
     )
 
 
@@ -211,7 +212,8 @@ def _stage(
             for profile in (profile_shapes(question, stage.inputs) or () if on_tensorrt else ())
         ),
         unconfirmed=on_tensorrt and not all(plan.confirmed for plan in own),
-        name=stage.name,
+        name=stage.name or _range_of(prepared, stage),
+        module=_module(prepared, stage),
         libraries=prepared.operators.libraries_of(question.nodes_of(stage)),
         plugins=prepared.operators.plugins_of(question.nodes_of(stage)) if on_tensorrt else (),
     )
@@ -234,6 +236,20 @@ def _crossings(
         for crossing in crossings(plan.stages)
     ]
     return tuple(sorted(found, key=lambda crossing: -(crossing.bytes or 0)))
+
+
+def _module(prepared: Prepared, stage: Stage) -> str | None:
+    """Return where the module of a torch stage stands in the package; None for other stages."""
+    if stage.runtime != "torch":
+        return None
+    (node,) = [prepared.question.node(name) for name in stage.work]
+    return prepared.modules.module_of(node)
+
+
+def _range_of(prepared: Prepared, stage: Stage) -> str | None:
+    """Return what the spec calls the range that ``stage`` stands for, if it does."""
+    ranges = {each.node: each.operator.op for each in prepared.modules.replaced}
+    return next((ranges[name] for name in stage.nodes if name in ranges), None)
 
 
 def _why(prepared: Prepared, plans: Sequence[Plan], stage: Stage) -> tuple[written.Reason, ...]:
@@ -360,6 +376,7 @@ def write_models(
                 engines[stage, plan.target.name] = writer.engine(path)
     builder.remove_scraps()
     prepared.operators.copy_to(writer.folder)
+    prepared.modules.copy_to(writer.folder)
     whole = without_input_extents(export_model(prepared.graph, place=writer.weights.for_model))
     writer.write("model.onnx", whole.SerializeToString())
     return files, engines

@@ -137,6 +137,20 @@ class Package:
         return libraries_in(self.path, tuple(self.manifest.libraries.values()), self._check)
 
     @property
+    def modules(self) -> dict[tuple[str, str], Path]:
+        """Operator, as domain and op -> the torch module that runs it, sound as far as is known.
+
+        Raises:
+            InputError: ``damaged-package``.
+        """
+        found = {}
+        for name, path in self.manifest.modules.items():
+            self._check(path)
+            domain, _, op = name.rpartition("::")
+            found[domain, op] = self.path / path
+        return found
+
+    @property
     def outputs(self) -> tuple[Tensor, ...]:
         """Names, dtypes and shapes of what `run` gives, in the model's order."""
         return self.manifest.outputs

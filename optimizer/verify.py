@@ -324,7 +324,7 @@ def verify(
     lenient = criteria.precision not in ("fp32", "tf32") and bool(data or groups)
     run = _Run(
         package,
-        Model(model, package.libraries),
+        Model(model, package.libraries, package.modules),
         Verification(model, criteria),
         device,
         lenient=lenient,
@@ -354,7 +354,7 @@ def quick_check(
     manifest = package.manifest
     precision = precision_of(manifest)
     criteria = Criteria.of(QUICK if precision == "fp32" else None, precision, manifest.outputs)
-    original = Model(model, package.libraries)
+    original = Model(model, package.libraries, package.modules)
     run = _Run(package, original, Verification(model, criteria), device, quick=True)
     result = run.result
     for case in itertools.islice(_made_up_cases(manifest, result, seed, quick=True), 1):

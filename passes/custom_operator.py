@@ -183,6 +183,11 @@ def declared(operators: Iterable[CustomOperator]) -> Iterator[None]:
         _DECLARED.reset(token)
 
 
+def declare(operators: Iterable[CustomOperator]) -> None:
+    """Let shape inference know ``operators``, too, up to the end of the `declared` around the call."""
+    _DECLARED.set({**_DECLARED.get(), **{each.key: each for each in operators}})
+
+
 def declaration_of(node: gs.Node) -> CustomOperator | None:
     """Return what is declared of the operator of ``node``, or None."""
     return _DECLARED.get().get((node.domain or "", node.op))
