@@ -127,16 +127,26 @@ def open_bodies(prepared: Prepared, asking: Asking) -> None:
     question = prepared.question
     names = asking.closed(question, heavy)
     closed = [node for name, node in heavy.items() if name in names]
-    wanted: set[str] = set()
-    loops: set[str] = set()
+    front: set[str] = set()
+    behind: set[str] = set()
+    opened: set[str] = set()
     for node in closed:
         if node.op == "If":
-            wanted |= _Branches(node, question, asking).wanted()
-        elif _pays_unrolled(node, question, asking):
-            loops.add(node.name)
-    if wanted or loops:
-        passes = [OpenBranches(frozenset(wanted)), UnrollLoop(most_nodes=MOST_NODES)]
-        rewrite(prepared, passes, {node.name for node in closed if node.op == "If"} | loops)
+            branches = _Branches(node, question, asking)
+            before, after = branches.in_front(), branches.behind()
+            front |= before
+            behind |= after - before
+            pays = bool(before or after)
+        else:
+            pays = _pays_unrolled(node, question, asking)
+        if pays:
+            opened.add(node.name)
+    if opened:
+        passes = [
+            OpenBranches(frozenset(front), frozenset(behind)),
+            UnrollLoop(most_nodes=MOST_NODES),
+        ]
+        rewrite(prepared, passes, opened)
 
 
 class _Branches:
@@ -147,16 +157,16 @@ class _Branches:
         self._question = question
         self._asking = asking
 
-    def wanted(self) -> set[str]:
-        """Return the nodes that are to stand in front of it or behind."""
-        found: set[str] = set()
-        for name in BRANCHES:
-            found |= self._in_front(self._node.attrs[name])
-        for index in range(len(self._node.outputs)):
-            found |= self._behind(index, found)
-        return found
+    def in_front(self) -> set[str]:
+        """Return the nodes that are to stand in front of it."""
+        return {name for branch in BRANCHES for name in self._in_front_of(self._node.attrs[branch])}
 
-    def _in_front(self, branch: gs.Graph) -> set[str]:
+    def behind(self) -> set[str]:
+        """Return the nodes of the first branch that are to stand behind it."""
+        outputs = range(len(self._node.outputs))
+        return {name for index in outputs for name in self._behind_output(index)}
+
+    def _in_front_of(self, branch: gs.Graph) -> set[str]:
         nodes = _with_products(list(in_front(branch, self._question.shapes)))
         for target in self._asking.targets:
             while nodes:
@@ -171,13 +181,9 @@ class _Branches:
         pays = piece.us({}) < LIKELIHOOD * piece.us_in_fallback
         return {node.name for node in nodes} if pays else set()
 
-    def _behind(self, index: int, taken: Collection[str]) -> set[str]:
+    def _behind_output(self, index: int) -> set[str]:
         """Return the last nodes of the first branch that the other ends in, too, as far as it pays."""
-        chain = [
-            one
-            for one, other in at_the_end(self._node, index, self._question.shapes)
-            if one.name not in taken and other.name not in taken
-        ]
+        chain = [one for one, _ in at_the_end(self._node, index, self._question.shapes)]
         best: tuple[float, set[str]] = (0.0, set())
         for length in range(1, len(chain) + 1):
             nodes = chain[length - 1 :: -1]

@@ -25,7 +25,7 @@ What moves is chosen by who runs the pass: it pays where the If itself cannot ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,13 +45,14 @@ class OpenBranches(Pass):
     """Take out of the branches of an If what may stand in front of it, or behind.
 
     Attributes:
-        wanted: Names of the nodes to take out: those in front, and of those behind the ones in the
-            first branch.
+        front: Names of the nodes that are to stand in front.
+        behind: Names of the nodes of first branches that are to stand behind.
     """
 
     name = "open-branches"
 
-    wanted: frozenset[str] = frozenset()
+    front: frozenset[str] = frozenset()
+    behind: frozenset[str] = frozenset()
 
     def run(self, graph: gs.Graph, facts: Facts) -> Report:
         """Open the branches of the Ifs of ``graph``."""
@@ -62,13 +63,13 @@ class OpenBranches(Pass):
             behind: list[gs.Node] = []
             for name in BRANCHES:
                 branch: gs.Graph = node.attrs[name]
-                moved = [n for n in in_front(branch, facts.shapes) if n.name in self.wanted]
+                moved = list(in_front(branch, facts.shapes, self.front))
                 for identity in _hoist(branch, moved, facts):
                     report.merged[identity.name] = (node.name,)
                 front += moved
             for index in range(len(node.outputs)):
                 for pair in list(at_the_end(node, index, facts.shapes)):
-                    if pair[0].name not in self.wanted:
+                    if pair[0].name not in self.behind:
                         break
                     for identity in _sink(node, index, pair, facts):
                         report.merged[identity.name] = (node.name,)
@@ -86,11 +87,20 @@ class OpenBranches(Pass):
         return report
 
 
-def in_front(branch: gs.Graph, shapes: Shapes) -> Iterator[gs.Node]:
-    """Yield the nodes of ``branch`` that may be computed whether it is taken or not."""
+def in_front(
+    branch: gs.Graph, shapes: Shapes, wanted: Collection[str] | None = None
+) -> Iterator[gs.Node]:
+    """Yield the nodes of ``branch`` that may be computed whether it is taken or not.
+
+    Args:
+        branch: Of an If.
+        shapes: What is known of its tensors.
+        wanted: Names of those that are to be; None for all.
+    """
     own: set[int] = set()
     for node in branch.nodes:
-        if any(id(tensor) in own for tensor in reads(node)) or not is_total(node, shapes):
+        stays = wanted is not None and node.name not in wanted
+        if stays or any(id(t) in own for t in reads(node)) or not is_total(node, shapes):
             own.update(id(tensor) for tensor in node.outputs)
         else:
             yield node
