@@ -20,10 +20,10 @@ from pathlib import PurePosixPath
 from xml.sax.saxutils import escape
 
 from optc.optimizer.explain_table import bytes_, count
-from optc.optimizer.summary import percent, precisions
+from optc.optimizer.summary import percent
 from optc.specs.manifest import Manifest, Stage, Target
 
-BOX, LANE_GAP, MARGIN = 320, 28, 24
+BOX, LANE_GAP, MARGIN = 340, 28, 24
 PILL_HEIGHT = 26
 TRACK = 12
 """Pixels between lines that run down on the right."""
@@ -239,8 +239,8 @@ class _Panel:
         refused = Counter(why.op for why in stage.why if why.by != "rule")
         off = refused or Counter(why.op for why in stage.why)
         said = f"{'refused' if refused else 'off'}: {_listed(off)}" if off else _listed(counted)
-        size = f"{count(len(stage.nodes), 'node')} · {percent(stage.flops_share)} of the FLOPs"
-        precision = precisions(stage)
+        size = f"{count(len(stage.nodes), 'node')} · {percent(stage.flops_share)} FLOPs"
+        precision = _precisions(stage)
         head = str(stage.id) if stage.name is None else f"{stage.id} · {stage.name}"
         lines = [head, f"{size} · {precision}" if precision else size, said]
         if self._compact:
@@ -249,7 +249,11 @@ class _Panel:
         words = dict.fromkeys(
             f"{why.op} {why.node}; {why.by}: {' '.join(why.text.split())}" for why in stage.why
         )
-        tip = [f"stage {head}, {RUNTIMES[stage.runtime]}", _listed(counted, most=99), *_some(words)]
+        tip = [
+            f"stage {head}, {RUNTIMES[stage.runtime]}, {precision}".removesuffix(", "),
+            _listed(counted, most=99),
+            *_some(words),
+        ]
         return _Row(stage.runtime, lines, RUNTIMES[stage.runtime], "\n".join(tip))
 
     def _place(self) -> float:
@@ -468,6 +472,14 @@ def _some(names: Iterable[str]) -> list[str]:
     if len(listed) <= MOST_NAMES:
         return listed
     return [*listed[:MOST_NAMES], f"and {len(listed) - MOST_NAMES} more"]
+
+
+def _precisions(stage: Stage) -> str:
+    """Return what ``stage`` computes in, most first, each with its share where they are several."""
+    flops = stage.precision.flops if stage.precision else {}
+    ordered = sorted(flops, key=lambda name: (-flops[name], name))
+    shares = [f"{name} {flops[name]:.0%}" for name in ordered if flops[name] >= 0.005]
+    return ", ".join(shares) if len(shares) > 1 else ordered[0] if ordered else ""
 
 
 def _tensors(names: Mapping[str, object]) -> str:

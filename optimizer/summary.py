@@ -187,14 +187,14 @@ def _table(stages: Sequence[Stage], target: str) -> Table:
             stage.runtime,
             str(len(stage.nodes)),
             percent(stage.flops_share),
-            precisions(stage),
+            _precisions(stage),
             "unconfirmed" if stage.unconfirmed else size,
             _few(stage.outputs),
         )
     return table
 
 
-def precisions(stage: Stage) -> str:
+def _precisions(stage: Stage) -> str:
     """Return what ``stage`` computes in, by its FLOPs: the precision, or each with its share."""
     if stage.precision is None:
         return ""
