@@ -33,7 +33,7 @@ SUFFIXES: Final[Mapping[Kind, str]] = {"TorchScript": ".pt", "exported program":
 """What the file of a module is called, by which torch knows an exported program."""
 
 MODULE_ERRORS = (
-    RuntimeError,  # torch's own are of this kind, those of TorchScript and of CUDA too
+    RuntimeError,  # torch's own are of this kind, those of CUDA too
     ValueError,
     TypeError,
     LookupError,
@@ -167,11 +167,12 @@ class TorchModule:
         self._torch = torch = require_torch()
         self._device = torch.device("cuda" if cuda else "cpu")
         self._name = path.name
+        self._errors: tuple[type[Exception], ...] = (*MODULE_ERRORS, torch.jit.Error, OSError)
         self.device = str(torch.cuda.get_device_name(0)) if cuda else "cpu"
         self.engine = f"torch {torch.__version__} on " + (self.device if cuda else "the CPU")
         try:
             self._module = self._loaded(path)
-        except (*MODULE_ERRORS, OSError) as error:
+        except self._errors as error:
             raise ModuleRejected(f"torch does not load `{path}`: {self._words(error)}") from error
 
     def _loaded(self, path: Path) -> Any:
@@ -274,7 +275,7 @@ class TorchModule:
                 warnings.simplefilter("ignore", DeprecationWarning)
                 found = self._module(*given, **named)
             return [self._array(value, index) for index, value in enumerate(_flat(found))]
-        except MODULE_ERRORS as error:
+        except self._errors as error:
             raise ModuleRejected(f"`{self._name}` fails: {self._words(error)}") from error
 
     def _tensor(self, array: Array) -> Any:
