@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,10 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper, parser
 
+from optc.optimizer import answer_cache
 from optc.optimizer.builder import Workers
-from optc.optimizer.job import BuildFailure, ProbeJob, ProbeResult, Profile
+from optc.optimizer.fingerprint import Fingerprint
+from optc.optimizer.job import BuildFailure, BuildJob, BuildResult, ProbeJob, ProbeResult, Profile
 from optc.optimizer.oracle import Oracle, likeness
 
 RTX = "tensorrt-rtx"
@@ -200,6 +203,23 @@ def test_integers_of_any_length_are_data_for_a_trial_and_a_few_may_be_sizes(
     assert not any(job.build for job in workers.asked)
 
 
+def test_another_profile_is_another_trial(workers: Counted, tmp_path: Path) -> None:
+    text = NMS.replace("1,8,4", "1,k,4").replace("1,2,8", "1,2,k")
+
+    def ask(most: int) -> int:
+        def profiles(names: Sequence[str]) -> tuple[Profile, ...]:
+            low, usual, high = 1, 2, most
+            boxes = ((1, low, 4), (1, usual, 4), (1, high, 4))
+            scores = ((1, 2, low), (1, 2, usual), (1, 2, high))
+            return ({"boxes": boxes, "b": boxes, "scores": scores},)
+
+        oracle = Oracle(workers, tmp_path)
+        assert set(oracle.refusals(model(text), RTX, profiles=profiles)) == {"nms"}
+        return oracle.counts.trials
+
+    assert [ask(8), ask(8), ask(9)] == [1, 0, 1]
+
+
 def test_without_a_bound_for_an_axis_no_trial_is_made(workers: Counted, oracle: Oracle) -> None:
     assert oracle.refusals(model(NMS), RTX, profiles=lambda names: None) == {}
     assert not any(job.build for job in workers.asked)
@@ -239,7 +259,9 @@ def test_names_do_not_count_and_the_places_in_a_body_do() -> None:
     assert likeness(model(straight), "loop", ()) != likeness(model(crossed), "loop", ())
 
 
-def test_answers_differ_where_the_question_does(workers: Counted, tmp_path: Path) -> None:
+def test_answers_differ_where_the_question_does(
+    workers: Counted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def ask(**settings: object) -> int:
         workers.asked.clear()
         Oracle(workers, tmp_path).refusals(model(NMS), RTX, profiles=fixed, **settings)  # type: ignore[arg-type]
@@ -249,6 +271,114 @@ def test_answers_differ_where_the_question_does(workers: Counted, tmp_path: Path
     assert ask(compute_capability="8.6") == 0
     assert ask(compute_capability="8.9") == 1
     assert ask(compute_capability="8.6", tf32=True) == 1
+    monkeypatch.setattr(answer_cache, "FORMAT", answer_cache.FORMAT + 1)
+    assert ask(compute_capability="8.6") == 1
+
+
+# An Add before what is refused, so that the model holds something that is taken, too.
+REFUSED = """
+    g (float[n,1,3] x, int64[1] axis) => (float[n,3] y, int64[3,m] z) <float[3] w = {1, 2, 3}> {
+        [add]  a = Add (x, w)
+        [bad]  y = Squeeze (a, axis)
+        [act]  b = LeakyRelu <alpha = 0.5> (a)
+        [find] z = NonZero (b)
+    }"""
+
+
+def asked_about(oracle: Oracle, text: str, head: str = HEAD) -> tuple[set[str], int]:
+    """Return what is refused of a model, and how many questions that took."""
+    graph = onnx.shape_inference.infer_shapes(parser.parse_model(head + text), data_prop=True)
+    before = oracle.counts.parses + oracle.counts.probes + oracle.counts.trials
+    refused = oracle.refusals(graph, RTX)
+    after = oracle.counts.parses + oracle.counts.probes + oracle.counts.trials
+    return set(refused), after - before
+
+
+def test_the_same_model_is_asked_about_once(workers: Counted, tmp_path: Path) -> None:
+    first = Oracle(workers, tmp_path)
+    names, questions = asked_about(first, REFUSED)
+    assert names == {"bad", "find"}
+    assert questions == len(workers.asked) > 0
+    assert asked_about(first, REFUSED) == (names, 0)
+    assert first.counts.remembered == 1
+    second = Oracle(workers, tmp_path)
+    assert asked_about(second, REFUSED) == (names, 0)
+    assert second.counts.read == 1
+    renamed = REFUSED.replace("bad", "other").replace("x", "a0").replace("axis", "b0")
+    assert asked_about(second, renamed) == ({"other", "find"}, 0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("alpha = 0.5", "alpha = 0.25"),
+        ("float", "float16"),
+        ("float[n,1,3] x", "float[4,1,3] x"),
+        ("{1, 2, 3}", "{1, 2, 4}"),
+        ('opset_import: ["" : 17', 'opset_import: ["" : 18'),
+    ],
+)
+def test_a_model_that_differs_is_asked_about_anew(
+    workers: Counted, tmp_path: Path, old: str, new: str
+) -> None:
+    asked_about(Oracle(workers, tmp_path), REFUSED)
+    workers.asked.clear()
+    head, text = HEAD.replace(old, new), REFUSED.replace(old, new)
+    assert head + text != HEAD + REFUSED
+    names, questions = asked_about(Oracle(workers, tmp_path), text, head)
+    assert names == {"bad", "find"}
+    assert questions == len(workers.asked) > 0
+
+
+def test_a_constant_that_is_computed_instead_is_asked_about_anew(
+    workers: Counted, tmp_path: Path
+) -> None:
+    constant = REFUSED.replace(", int64[1] axis", "").replace("<", "<int64[1] axis = {1}, ", 1)
+    assert asked_about(Oracle(workers, tmp_path), constant)[0] == {"find"}
+    assert asked_about(Oracle(workers, tmp_path), REFUSED)[0] == {"bad", "find"}
+
+
+class Newer(Counted):
+    """Workers whose library says that it is another version."""
+
+    def version(self, backend: str) -> str:
+        return super().version(backend) + ".1"
+
+
+def test_another_version_of_the_library_is_asked_anew(workers: Counted, tmp_path: Path) -> None:
+    asked_about(Oracle(workers, tmp_path), REFUSED)
+    with Newer() as newer:
+        names, questions = asked_about(Oracle(newer, tmp_path), REFUSED)
+    assert names == {"bad", "find"}
+    assert questions == len(newer.asked) > 0
+
+
+def test_what_was_refused_before_is_left_out_of_another_model(
+    workers: Counted, tmp_path: Path
+) -> None:
+    Oracle(workers, tmp_path).refusals(many_non_zero(2), RTX)
+    cold = Oracle(workers, tmp_path / "cold").refusals(many_non_zero(5), RTX)
+    oracle = Oracle(workers, tmp_path)
+    assert oracle.refusals(many_non_zero(5), RTX).keys() == cold.keys()
+    assert (oracle.counts.parses, oracle.counts.probes) == (1, 0)
+
+
+class Crashing(Counted):
+    """Workers whose library crashes whenever a node is asked about."""
+
+    def probe(self, jobs: Sequence[ProbeJob]) -> list[ProbeResult]:
+        results = super().probe(jobs)
+        crash = BuildFailure("crash", "the library crashed with SIGSEGV", signal="SIGSEGV")
+        return [ProbeResult(result.seconds, crash) for result in results]
+
+
+def test_what_a_crash_left_unsaid_is_asked_again(workers: Counted, tmp_path: Path) -> None:
+    with Crashing() as crashing:
+        names, _ = asked_about(Oracle(crashing, tmp_path), REFUSED)
+    assert names == {"add", "bad", "act", "find"}
+    names, questions = asked_about(Oracle(workers, tmp_path), REFUSED)
+    assert names == {"bad", "find"}
+    assert questions > 0
 
 
 @pytest.mark.parametrize("rubbish", ["", "{", "[]", "null", '{"by": 1, "never": 2}'])
@@ -326,6 +456,150 @@ def test_bisection_finds_the_node_that_does_not_build(
     assert suspects.seconds > 0
     if at < 19:  # else the whole model is the shortest that fails, and how it does is known
         assert "no runners" in suspects.failure.text
+
+
+def test_a_search_is_made_once(workers: Counted, tmp_path: Path) -> None:
+    first = Oracle(workers, tmp_path).bisect(chain(20, 10), RTX, UNNAMED, compute_capability="8.6")
+    oracle = Oracle(workers, tmp_path)
+    assert oracle.bisect(chain(20, 10), RTX, UNNAMED, compute_capability="8.6") == first
+    assert oracle.counts.bisections == 0
+    oracle.bisect(chain(20, 10), RTX, UNNAMED, compute_capability="8.9")
+    assert oracle.counts.bisections == first.builds
+
+
+def test_a_search_that_ran_out_of_time_is_made_again(workers: Counted, tmp_path: Path) -> None:
+    hurried = Oracle(workers, tmp_path).bisect(chain(20, 10), RTX, UNNAMED, max_seconds=0.0)
+    assert len(hurried.nodes) == 20
+    assert Oracle(workers, tmp_path).bisect(chain(20, 10), RTX, UNNAMED).nodes == ("n10",)
+
+
+def stage(folder: Path, value: float = 1.0, *, names: str = "") -> tuple[BuildJob, Fingerprint]:
+    """Return a stage to build that TensorRT refuses to build for Turing only."""
+    graph = parser.parse_model(
+        HEAD
+        + f"""
+        g (float[4,4] x{names}) => (float[4,4] y{names}) <float w{names} = {{{value}}}> {{
+            [add{names}] a{names} = Add (x{names}, w{names})
+            [square_{names}1] y{names} = MatMul (a{names}, a{names})
+        }}"""
+    )
+    folder.mkdir(exist_ok=True)
+    onnx.save(graph, folder / "stage.onnx")
+    job = BuildJob(
+        folder / "stage.onnx",
+        folder / "engine",
+        RTX,
+        compute_capability="7.5",
+        nodes=tuple(node.name for node in graph.graph.node),
+    )
+    return job, Fingerprint(graph, weights=True)
+
+
+def test_a_stage_that_does_not_build_is_not_built_again(workers: Counted, tmp_path: Path) -> None:
+    first = Oracle(workers, tmp_path / "cache")
+    job, fingerprint = stage(tmp_path)
+    [result] = first.build([(job, fingerprint)])
+    assert result.failure is not None
+    assert result.failure.nodes == ("square_1",)
+    told: list[BuildResult] = []
+    second = Oracle(workers, tmp_path / "cache")
+    [again] = second.build([(job, fingerprint)], on_done=lambda job, result: told.append(result))
+    assert again.failure == result.failure
+    assert told == [again]
+    assert (first.counts.builds, second.counts.builds) == (1, 0)
+    # With other names it is the same stage, and the failure names its nodes.
+    [renamed] = second.build([stage(tmp_path / "renamed", names="_b")])
+    assert second.counts.builds == 0
+    assert renamed.failure is not None
+    assert renamed.failure.nodes == ("square__b1",)
+    assert "square__b1" in renamed.failure.text
+    assert "square_1" not in renamed.failure.text
+    second.build([stage(tmp_path / "other", 2.0)])
+    assert second.counts.builds == 1
+    for change in ({"compute_capability": "7.5", "tf32": True}, {"compute_capability": "8.6"}):
+        second.build([(replace(job, **change), fingerprint)])  # type: ignore[arg-type]
+    assert second.counts.builds == 3
+
+
+def test_an_engine_that_is_wanted_is_built_each_time(workers: Counted, tmp_path: Path) -> None:
+    job, fingerprint = stage(tmp_path)
+    job = replace(job, compute_capability="8.6")
+    oracle = Oracle(workers, tmp_path / "cache")
+    for builds in (1, 2):
+        [result] = Oracle(workers, tmp_path / "cache").build([(job, fingerprint)])
+        assert result.failure is None
+        assert job.engine.stat().st_size == result.engine_bytes > 0
+        job.engine.unlink()
+        [known] = oracle.build([(job, fingerprint)], keep=False)
+        assert known.failure is None
+        assert oracle.counts.builds == 0, builds
+        assert not job.engine.exists()
+
+
+class Killed(Counted):
+    """Workers whose children the system kills."""
+
+    def build(self, jobs: Sequence[BuildJob], *rest: object) -> list[BuildResult]:
+        return [BuildResult(0.1, failure=BuildFailure("killed", "killed")) for _ in jobs]
+
+
+def test_a_build_that_was_killed_is_tried_again(workers: Counted, tmp_path: Path) -> None:
+    with Killed() as killed:
+        Oracle(killed, tmp_path / "cache").build([stage(tmp_path)])
+    oracle = Oracle(workers, tmp_path / "cache")
+    [result] = oracle.build([stage(tmp_path)])
+    assert result.failure is not None
+    assert result.failure.reason == "builder"
+    assert oracle.counts.builds == 1
+
+
+def test_a_stage_whose_weights_nobody_can_tell_apart_is_built_each_time(
+    workers: Counted, tmp_path: Path
+) -> None:
+    job, _ = stage(tmp_path)
+    graph = onnx.load(job.model)
+    [weight] = graph.graph.initializer
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight), weight.name))
+    onnx.save(graph, job.model, save_as_external_data=True, location="w.bin", size_threshold=0)
+    placed = Fingerprint(onnx.load(job.model, load_external_data=False), weights=True)
+    for _ in range(2):
+        oracle = Oracle(workers, tmp_path / "cache")
+        oracle.build([(job, placed)])
+        assert oracle.counts.builds == 1
+
+
+NMS_IN_LOOPS = """
+    g (float[2] x, float[1,8,4] boxes, float[1,2,8] scores) => (float[2] y)
+    <int64 most = {3}, float iou = {0.5}, float score = {0.1}, int64 three = {3}, bool yes = {1}> {
+        [outer] y = Loop (three, yes, x) <
+            body = b (int64 i, bool c, float[2] s) => (bool d, float[2] u) {
+                [keep] d = Identity (c)
+                [inner] u = Loop (three, yes, s) <
+                    body = bb (int64 ii, bool cc, float[2] ss) => (bool dd, float[2] uu) {
+                        [keep_1] dd = Identity (cc)
+                        [nms_2] k = NonMaxSuppression (boxes, scores, most, iou, score)
+                        [largest] l = ReduceMax <keepdims = 0> (k)
+                        [cast] f = Cast <to = 1> (l)
+                        [add] uu = Add (ss, f)
+                    }>
+            }>
+    }"""
+
+
+def test_a_node_in_the_body_of_a_body_leads_back_to_the_node_around(
+    workers: Counted, oracle: Oracle
+) -> None:
+    graph = model(NMS_IN_LOOPS)
+    refused = oracle.refusals(graph, RTX, compute_capability="8.6", profiles=fixed)
+    assert {name: why.by for name, why in refused.items()} == {"outer": "builder"}
+    job = next(job for job in workers.asked if job.build)
+    assert job.nodes[:5] == ("outer", "keep", "inner", "keep_1", "nms_2")
+    [result] = workers.probe([job])
+    assert result.failure is not None
+    assert result.failure.nodes == ("nms_2",)  # which the builder calls by a name of its own
+    assert "nms_2_" in result.failure.text
+    [verdict] = oracle.verdicts([graph], RTX, profiles=[()], compute_capability="8.6")
+    assert verdict.ops == {"Loop"}
 
 
 def test_bisection_that_runs_out_of_builds_names_the_range(oracle: Oracle) -> None:
