@@ -20,6 +20,7 @@ from optc.specs.diagnostic import Diagnostic, Place, SpecError, nearest
 from optc.specs.measured_cost import with_measured
 from optc.specs.model_outline import Outline, OutlineError, read_outline
 from optc.specs.model_problem import Comparison, ResolvedInput
+from optc.specs.operator_problem import operator_problems
 from optc.specs.replace_problem import missing_modules
 from optc.specs.schema_problem import Reading, spec_of
 from optc.specs.source import Source, find, find_key, read
@@ -127,6 +128,7 @@ def check(
         except OutlineError:
             outline = None  # some node is broken: for the loader to say
         problems += comparison.problems
+    problems += operator_problems(source, reading, folder, outline)
     errors = sorted((p for p in problems if p.severity == "error"), key=_order)
     if errors:
         raise SpecError(*errors)

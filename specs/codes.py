@@ -43,6 +43,14 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
         "incomplete-output": "Nothing says which dtype, or which shape, a custom operator returns.",
         "no-runner": "Nothing says who runs a custom operator.",
         "two-runners": "Both ONNX Runtime and torch are to run a custom operator.",
+        "bad-axis": "The name of an axis in `operators` is none that arithmetic can refer to.",
+        "bad-arithmetic": "An extent in `operators` is no arithmetic with axes.",
+        "unknown-axis": "Arithmetic in `operators` names an axis that no input has.",
+        "unbounded-extent": "An output of a custom operator has an axis that no input has, and whose "
+        "name is nearly that of one.",
+        "operator-twice": "Two entries of `operators` are for one operator.",
+        "operator-without-domain": "An entry of `operators` does not name domain and op.",
+        "not-custom": "An entry of `operators` is for an operator that ONNX has.",
         "bad-selector": "A selector of nodes has both `op` and `node`, or neither.",
         "dims-and-profiles": "The spec has both `dims` and `profiles`.",
         "not-in-this-version": "The spec asks for what this version of optc does not do yet.",
@@ -68,6 +76,20 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
         "take what its node gives it.",
         "attribute-not-given": "An exported program is not given an attribute of its node: it has the "
         "value that it was exported with.",
+        "library-not-found": "There is no file at the path of a library of operators or plugins.",
+        "library-not-loadable": "ONNX Runtime or TensorRT cannot load a library; the error quotes it.",
+        "library-lacks-operator": "ONNX Runtime does not take a node with the library that is to run "
+        "it; the error quotes it.",
+        "library-unreadable": "A library cannot be copied into the package.",
+        "undeclared-operator": "The model has an operator that neither ONNX nor ONNX Runtime knows, "
+        "and nothing says what it returns and who runs it.",
+        "operator-not-in-model": "No node of the model is of an operator that the spec declares.",
+        "wrong-arity": "A custom operator is declared with more or fewer inputs or outputs than its "
+        "nodes in the model have.",
+        "like-beyond-inputs": "An output of a custom operator is to be like an input that is not there.",
+        "torch-in-body": "A node in the body of a control-flow node is to run on torch.",
+        "not-as-declared": "A node's inputs are not as its operator is declared.",
+        "no-runner-left": "TensorRT refuses a node that only a plugin is to run.",
         "bad-replacement": "A range of nodes cannot be replaced by a module; the error shows what is "
         "in the way.",
         "unknown-tensor": "Neither the model nor the package has a tensor of that name.",
@@ -84,6 +106,8 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
         "node-in-two-scopes": "A node is in two scopes, and a stage is one scope.",
         "group-across-scopes": "A group of `keep_together` is partly in a scope.",
         "cannot-stay-whole": "A path leaves nodes that are to be one stage and enters them again.",
+        "unknown-stage": "The spec has no scope of that name to be compiled on its own.",
+        "not-on-its-own": "A scope cannot be compiled on its own where it is cut.",
         "stages-in-a-circle": "Stages that the spec asks for wait for each other.",
         "profile-breaks-model": "ONNX's shape rules refuse the model at the extents of a profile.",
     },

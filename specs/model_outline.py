@@ -86,6 +86,21 @@ class Outline:
         return bool(self._functions)
 
     @cached_property
+    def functions(self) -> frozenset[tuple[str, str]]:
+        """Domain and name of each function that the model brings."""
+        found = set()
+        for start, end in self._functions:
+            name = domain = ""
+            for number, value in _fields(self._bytes, start, end):
+                match number, value:
+                    case 1, (first, last):
+                        name = _text(self._bytes, first, last)
+                    case 10, (first, last):
+                        domain = _text(self._bytes, first, last)
+            found.add((domain, name))
+        return frozenset(found)
+
+    @cached_property
     def nodes(self) -> tuple[OutlineNode, ...]:
         """All nodes, those of bodies and functions included; read when first asked for.
 
