@@ -49,7 +49,7 @@ class StageTime(_Part):
         flops: Arithmetic, at the shapes of the run.
         bytes: What its nodes read and write.
         copied: Tensors that went between GPU and host; copied_bytes, how large they are together.
-        measured_us: Median over the runs.
+        measured_us: Of its fastest run.
         predicted_us: What the cost model makes of it, with the constants of this file and the
             defaults of what it leaves out.
         used: Whether the constants were fitted to it. What is simulated, or run by torch, tells
@@ -78,7 +78,7 @@ class MeasuredCost(_Part):
         optc_version: Of the optc that wrote it.
         model: SHA-256 of the original model of the package that ran.
         target: Whose stages ran.
-        repeat: Timed runs, after one that warms up.
+        repeat: Timed runs, after two that warm up.
         constants: Key of ``partition.cost`` -> its value on this machine.
         untold: Key -> why the run says nothing of it.
         error: Root of the mean square of how far off the prediction is, relative to what was
