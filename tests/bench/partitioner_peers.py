@@ -1,0 +1,361 @@
+"""Compares how optc cuts graphs with how ONNX Runtime and torch.fx do.
+
+    python tests/bench/partitioner_peers.py [SPEC...] [--nodes N]... [--seeds N] [--json FILE]
+    python tests/bench/partitioner_peers.py --validate N
+
+What peers do is written anew from what is public of it (partitioner.py); nothing of theirs runs here,
+but for what ``--validate`` holds our version of their rules against, on N random graphs each:
+torch.fx's own partitioner, where torch is installed; ONNX Runtime's own topological order, and its
+own Python version of the rule of providers other than TensorRT's; the groups that TensorRT's parser
+itself makes of a model with refused nodes. What ONNX Runtime's TensorRT provider makes of these
+groups cannot be run without a GPU.
+
+Without SPECs: random graphs like those of networks with some nodes refused. Each is listed in other
+orders, too: a cut should not depend on it.
+
+With SPECs: their models, not legalised, for the first target. What TensorRT refuses is what optc's
+own oracle says, and is the same for all; so is the graph, which is the optimised one. Engines of
+peers that hold nothing but the arithmetic of sizes do not count.
+
+    engines     how many there are
+    rest        stages outside them, as few as there can be with these engines
+    across      MB at the boundaries of stages that run after one another, a tensor at each
+    sent        MB that pass between stages, a tensor once
+    seconds     of CPU that the rule takes, in Python
+
+Below the tables: by how much fewer ours has, as geometric means; where a peer has fewer engines, or
+as many engines and stages and less across; how our time grows. Exits 1 where a peer has fewer engines
+anywhere, ours depends on the order, or our time grows by more than the power 1.2 of the nodes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from growth import slope
+from partitioner import (
+    PEERS,
+    Dag,
+    Figures,
+    figures,
+    graph_of,
+    parts_of,
+    running_order,
+    stages_of,
+)
+
+OURS = "optc"
+NODES = (250, 1_000, 5_000, 20_000, 50_000)
+LISTINGS = 2
+MOST_EXPONENT = 1.2
+LONGEST_SECONDS = 100
+"""A rule that is expected to take longer is left out. That of torch.fx takes time with the square."""
+
+
+@dataclass(slots=True)
+class Result:
+    """What one rule made of one graph; see the head of this file.
+
+    Attributes:
+        engines: In the graph as it is listed.
+        listings: How many engines there are in each of the listings.
+        same: Whether each listing gives the same stages.
+        failure: Why there is nothing.
+    """
+
+    engines: int = 0
+    rest: int = 0
+    across: float = math.nan
+    sent: float = math.nan
+    seconds: float = math.nan
+    listings: list[int] = field(default_factory=list)
+    same: bool = True
+    failure: str = ""
+
+    @classmethod
+    def of(cls, found: Figures, seconds: float) -> Result:
+        """Return the figures of one cut."""
+        return cls(found.engines, found.fallbacks, found.across / 1e6, found.sent / 1e6, seconds)
+
+
+@dataclass(slots=True)
+class Row:
+    """A graph and what the rules made of it."""
+
+    name: str
+    nodes: int
+    refused: int
+    results: dict[str, Result] = field(default_factory=dict)
+
+
+def timed(rule: Callable[[], Any], repeat: int = 3) -> tuple[Any, float]:
+    """Return what ``rule`` returns and the least of its times; long ones are taken once."""
+    best = math.inf
+    for _ in range(repeat):
+        start = time.process_time()
+        found = rule()
+        best = min(best, time.process_time() - start)
+        if best > 1:
+            break
+    return found, best
+
+
+# --- random graphs -------------------------------------------------------------------------------
+
+
+def random_row(nodes: int, seed: int, peers: Iterable[str]) -> Row:
+    """Cut one random graph by every rule, in several listings."""
+    dag = Dag.like_a_network(nodes, seed)
+    row = Row(f"{nodes} nodes, seed {seed}", nodes, dag.on.count(False))
+    others = [dag.listed_otherwise(1000 * seed + n) for n in range(LISTINGS)]
+
+    graph = graph_of(dag)
+    stages, seconds = timed(lambda: stages_of(dag, graph))
+    ours = Result.of(figures(parts_of(stages), lambda tensor: dag.sizes[int(str(tensor))]), seconds)
+    cut = {(s.runtime, frozenset(map(int, s.nodes))) for s in stages}
+    for other, were in others:
+        again = stages_of(other, graph_of(other))
+        ours.listings.append(sum(stage.runtime == "tensorrt" for stage in again))
+        ours.same &= cut == {(s.runtime, frozenset(were[int(n)] for n in s.nodes)) for s in again}
+    row.results[OURS] = ours
+
+    for name in peers:
+        engines, seconds = timed(lambda rule=PEERS[name]: rule(dag), repeat=1)
+        result = Result.of(figures(running_order(dag, engines), dag.sizes.__getitem__), seconds)
+        cuts = {frozenset(map(frozenset, engines))}
+        for other, were in others if seconds < LONGEST_SECONDS / 10 else ():
+            engines = PEERS[name](other)
+            result.listings.append(len(engines))
+            cuts.add(frozenset(frozenset(were[node] for node in each) for each in engines))
+        result.same = len(cuts) == 1
+        row.results[name] = result
+    return row
+
+
+def random_rows(sizes: Sequence[int], seeds: int) -> Iterator[Row]:
+    """Yield what comes of each random graph; rules that become too slow are left out."""
+    seconds: dict[str, list[tuple[int, float]]] = {name: [] for name in PEERS}
+    for nodes in sizes:
+        quick = [
+            name
+            for name, known in seconds.items()
+            if not known or known[-1][1] * (nodes / known[-1][0]) ** 2 < LONGEST_SECONDS
+        ]
+        for seed in range(seeds):
+            row = random_row(nodes, seed, quick)
+            for name in quick:
+                seconds[name].append((nodes, row.results[name].seconds))
+            yield row
+
+
+# --- real models ---------------------------------------------------------------------------------
+
+
+def real_row(path: Path) -> Row:
+    """Cut the model of a spec by every rule, with what TensorRT refuses of it."""
+    from optc.optimizer.compile import plan_package
+    from optc.optimizer.prepare import prepare
+    from optc.optimizer.progress import Silent
+    from optc.passes import registry
+    from optc.specs.check import check
+
+    checked = check(path, known_passes=registry.names, options_of=registry.options_of)
+    spec = checked.spec
+    partition = spec.partition.model_copy(
+        update={"cost": spec.partition.cost.model_copy(update={"keep_share": 0.0})}
+    )
+    passes = spec.passes.model_copy(update={"legalise": False})
+    spec = spec.model_copy(update={"passes": passes, "partition": partition})
+    checked = replace(checked, spec=spec)
+    manifest = plan_package(checked, targets=[spec.targets[0].name]).manifest
+    question = prepare(checked, Silent()).question
+    free = {node.name for node in question.graph.nodes if question.is_free(node)}
+    off = {
+        name
+        for stage in manifest.stages
+        if stage.runtime != "tensorrt"
+        for name in stage.nodes
+        if name not in free or name in {reason.node for reason in stage.why}
+    }
+    dag, names = dag_of(question, off)
+    row = Row(path.stem, len(dag), len(off))
+
+    def bytes_of(tensor: object) -> int:
+        return question.bytes_of(str(tensor)) or 0
+
+    stages, seconds = timed(lambda: question.split(off))
+    row.results[OURS] = Result.of(figures(parts_of(stages), bytes_of), seconds)
+    for name, rule in PEERS.items():
+        engines, seconds = timed(lambda rule=rule: rule(dag), repeat=1)
+        working = [each for each in engines if any(names[node] not in free for node in each)]
+        parts = running_order(dag, working)
+        row.results[name] = Result.of(figures(parts, dag.sizes.__getitem__), seconds)
+    return row
+
+
+def dag_of(question: Any, off: set[str]) -> tuple[Dag, list[str]]:
+    """Return the graph of ``question`` as partitioners see it, and the names of its nodes."""
+    from optc.passes.graph import reads
+
+    nodes = question.graph.nodes
+    number: dict[str, int] = {}
+    for node in nodes:
+        for tensor in node.outputs:
+            if tensor.name:
+                number[tensor.name] = len(number)
+    return Dag(
+        [sorted({number[t.name] for t in reads(node) if t.name in number}) for node in nodes],
+        [[number[t.name] for t in node.outputs if t.name] for node in nodes],
+        [question.bytes_of(name) or 0 for name in number],
+        [node.name not in off for node in nodes],
+        [node.op for node in nodes],
+    ), [node.name for node in nodes]
+
+
+# --- what it comes to ----------------------------------------------------------------------------
+
+
+HEAD = f"{'':22}{'engines':>9}{'rest':>7}{'across':>12}{'sent':>11}{'seconds':>9}  other listings"
+
+
+def table(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield a line a rule, as means over ``rows``."""
+    for name in (OURS, *PEERS):
+        found = [row.results[name] for row in rows if name in row.results]
+        if not found:
+            yield f"  {name:20}{'too slow':>9}"
+            continue
+        means = [
+            statistics.fmean(getattr(each, key) for each in found)
+            for key in ("engines", "rest", "across", "sent", "seconds")
+        ]
+        counts = [count for each in found for count in each.listings]
+        listed = f"{statistics.fmean(counts):.1f} engines" if counts else ""
+        same = sum(each.same for each in found)
+        yield (
+            f"  {name:20}{means[0]:9.1f}{means[1]:7.1f}{means[2]:12.3f}{means[3]:11.3f}"
+            f"{means[4]:9.3f}  {listed}{f', the same in {same} of {len(found)}' if counts else ''}"
+        )
+
+
+def fewer(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield by how much fewer ours has than each peer, where both have some."""
+    for name in PEERS:
+        pairs = [(row.results[OURS], row.results[name]) for row in rows if name in row.results]
+        parts = []
+        for key in ("engines", "across", "sent"):
+            ratios = [
+                getattr(ours, key) / getattr(theirs, key)
+                for ours, theirs in pairs
+                if getattr(ours, key) > 0 and getattr(theirs, key) > 0
+            ]
+            if ratios:
+                change = statistics.geometric_mean(ratios) - 1
+                parts.append(f"{abs(change):.1%} {'less' if change <= 0 else 'MORE'} {key}")
+        more = sum(theirs.engines > ours.engines for ours, theirs in pairs)
+        yield (
+            f"  than {name:15}{', '.join(parts)}; fewer engines in {more} of {len(pairs)}"
+            if parts
+            else f"  than {name:15}nothing to compare"
+        )
+
+
+def faults(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """Return what is wrong with ours, and where a peer is better though not wrong."""
+    wrong, better = [], []
+    for row in rows:
+        ours = row.results[OURS]
+        if not ours.same or set(ours.listings) - {ours.engines}:
+            wrong.append(f"{row.name}: ours depends on the listing: {ours.listings}")
+        for name in PEERS:
+            theirs = row.results.get(name)
+            if theirs is None:
+                continue
+            if theirs.engines < ours.engines:
+                wrong.append(
+                    f"{row.name}: {theirs.engines} engines by {name}, {ours.engines} by us"
+                )
+            elif (
+                theirs.engines == ours.engines
+                and theirs.rest <= ours.rest
+                and theirs.across < ours.across
+            ):
+                better.append(
+                    f"{row.name}: {theirs.across:.3f} MB across by {name}, {ours.across:.3f} by us"
+                )
+    return wrong, better
+
+
+def exponent_of(rows: Sequence[Row]) -> float:
+    """Return the exponent by which our time grows with the nodes; nan for a single size."""
+    points = [(row.nodes, row.results[OURS].seconds) for row in rows if row.nodes >= 1_000]
+    return slope(points) if len({nodes for nodes, _ in points}) > 1 else math.nan
+
+
+def report(rows: Sequence[Row], groups: Sequence[Sequence[Row]], *, grows: bool) -> bool:
+    """Print all there is to say; return whether anything is wrong."""
+    for group in groups:
+        of = f"mean of {len(group)}" if len(group) > 1 else f"{group[0].refused} refused"
+        title = f"{group[0].name.split(',')[0]}, {of}"
+        if not grows:
+            title = f"{group[0].name}: {group[0].nodes} nodes, {group[0].refused} refused"
+        print(f"\n{title}\n{HEAD}")
+        print("\n".join(table(group)))
+    print("\nours has")
+    print("\n".join(fewer(rows)))
+    wrong, better = faults(rows)
+    for line in better:
+        print(f"better: {line}")
+    if grows and not math.isnan(exponent := exponent_of(rows)):
+        print(f"\nour time grows with the power {exponent:.3f} of the nodes")
+        if exponent > MOST_EXPONENT:
+            wrong.append(f"at most the power {MOST_EXPONENT} was wanted")
+    for line in wrong:
+        print(f"WRONG: {line}")
+    return bool(wrong)
+
+
+def main() -> int:
+    """Compare; return 1 where anything is wrong."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("specs", nargs="*", type=Path, metavar="SPEC")
+    parser.add_argument("--nodes", type=int, action="append", help=f"[default: {NODES}]")
+    parser.add_argument("--seeds", type=int, default=5, help="graphs of a size [default: 5]")
+    parser.add_argument(
+        "--validate", type=int, metavar="N", help="hold the rules against peers' own"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here, too")
+    given = parser.parse_args()
+    if given.validate:
+        from partitioner_check import validate
+
+        return validate(given.validate)
+    if given.specs:
+        rows = []
+        for path in given.specs:
+            rows.append(real_row(path))
+            print(f"{path.stem}: {rows[-1].refused} refused", file=sys.stderr, flush=True)
+        groups: list[list[Row]] = [[row] for row in rows]
+    else:
+        sizes = sorted(given.nodes or NODES)
+        rows = list(random_rows(sizes, given.seeds))
+        groups = [[row for row in rows if row.nodes == nodes] for nodes in sizes]
+    wrong = report(rows, groups, grows=not given.specs)
+    if given.json:
+        given.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    return int(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
