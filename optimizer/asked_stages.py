@@ -65,7 +65,7 @@ class AskedStages:
         by_node = [point.node for point in partition.points if point.node is not None]
         if not asked and not by_node:
             return cls((), {}, {}, frozenset(), frozenset(), place)
-        nodes = [_flow_node(node) for node in graph.nodes]
+        nodes = [flow_node(node) for node in graph.nodes]
         flow = Flow.of(nodes, asked)
         if problems := [*flow.problems(place)]:
             raise SpecError(*problems)
@@ -191,7 +191,8 @@ class _Edges:
         ]
 
 
-def _flow_node(node: gs.Node) -> FlowNode:
+def flow_node(node: gs.Node) -> FlowNode:
+    """Return what of ``node`` decides in which stage it is, and what is in its way."""
     inside = [each for body in bodies_of(node) for each in all_nodes(body)]
     return FlowNode(
         node.name,

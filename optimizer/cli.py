@@ -59,6 +59,14 @@ TargetOption = Annotated[
     list[str] | None,
     typer.Option("--target", metavar="NAME", help="Only this target of the spec; may be repeated."),
 ]
+StageOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--stage",
+        metavar="NAME",
+        help="Only this scope of the spec, as a package of its own; may be repeated.",
+    ),
+]
 DisableOption = Annotated[
     list[str] | None,
     typer.Option("--disable", metavar="PASS", help="A pass not to run; may be repeated."),
@@ -110,11 +118,12 @@ def compile_(
             "-o",
             "--output",
             metavar="DIR",
-            help="Where the package goes; with several specs, the folder of their packages.  "
-            "[default: build/<spec name>]",
+            help="Where the package goes; with several specs or stages, the folder of their packages. "
+            " [default: build/<spec name>, build/<spec name>-<stage>]",
         ),
     ] = None,
     target: TargetOption = None,
+    stage: StageOption = None,
     dump_after: DumpOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -125,16 +134,21 @@ def compile_(
     """
     results: list[dict[str, Any]] = []
     codes: list[int] = []
-    for spec, folder in _with_outputs(specs, output):
+    for spec, name, folder in _with_outputs(specs, stage or (), output):
 
-        def one(spec: Path = spec, folder: Path = folder) -> None:
+        def one(spec: Path = spec, name: str | None = name, folder: Path = folder) -> None:
             checked = _checked(spec)
             from optc.optimizer.compile import compile_package
             from optc.optimizer.progress import progress
 
             with progress(str(spec)) as shown:
                 outcome = compile_package(
-                    checked, folder, targets=target or (), dump_after=dump_after, progress=shown
+                    checked,
+                    folder,
+                    targets=target or (),
+                    stage=name,
+                    dump_after=dump_after,
+                    progress=shown,
                 )
             results.append(outcome.as_json())
             if not as_json:
@@ -155,6 +169,10 @@ def compile_(
 def plan(
     spec: SpecArgument,
     target: TargetOption = None,
+    stage: Annotated[
+        str | None,
+        typer.Option("--stage", metavar="NAME", help="Only this scope of the spec, on its own."),
+    ] = None,
     quick: Annotated[
         bool,
         typer.Option(
@@ -188,7 +206,12 @@ def plan(
 
         with progress(str(spec)) as shown:
             planned = plan_package(
-                checked, targets=target or (), build=not quick, explain=explain, progress=shown
+                checked,
+                targets=target or (),
+                stage=stage,
+                build=not quick,
+                explain=explain,
+                progress=shown,
             )
         if picture is not None:
             _write_picture(picture, planned.picture)
@@ -491,15 +514,22 @@ def doctor(as_json: JsonOption = False) -> None:
 # --- how a command ends --------------------------------------------------------------------------
 
 
-def _with_outputs(specs: Sequence[Path], output: Path | None) -> list[tuple[Path, Path]]:
-    """Return each spec with the folder of its package."""
-    if output is not None and len(specs) == 1:
-        return [(specs[0], output)]
+def _with_outputs(
+    specs: Sequence[Path], stages: Sequence[str], output: Path | None
+) -> list[tuple[Path, str | None, Path]]:
+    """Return each spec, with each stage that is asked for, and the folder of its package."""
+    meant = [(spec, stage) for spec in specs for stage in dict.fromkeys(stages or (None,))]
+    if output is not None and len(meant) == 1:
+        return [(*meant[0], output)]
     base = output or Path("build")
-    folders = [base / spec.stem for spec in specs]
+    found = [
+        (spec, stage, base / (spec.stem if stage is None else f"{spec.stem}-{stage}"))
+        for spec, stage in meant
+    ]
+    folders = [folder for _, _, folder in found]
     twice = {folder for folder in folders if folders.count(folder) > 1}
     if twice:
-        names = ", ".join(f"`{s}`" for s, f in zip(specs, folders, strict=True) if f in twice)
+        names = ", ".join(f"`{spec}`" for spec, _, folder in found if folder in twice)
         _end(
             InputError(
                 Diagnostic(
@@ -509,7 +539,7 @@ def _with_outputs(specs: Sequence[Path], output: Path | None) -> list[tuple[Path
                 )
             )
         )
-    return list(zip(specs, folders, strict=True))
+    return found
 
 
 def _checked(spec: Path) -> CheckedSpec:

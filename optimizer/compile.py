@@ -31,8 +31,10 @@ from optc.optimizer.gate import check_gate
 from optc.optimizer.hoist import Asking, open_bodies
 from optc.optimizer.legalise import Legaliser
 from optc.optimizer.lower import Lowerer
+from optc.optimizer.operators import Operators
 from optc.optimizer.oracle import Oracle
 from optc.optimizer.package import PackageWriter, WeightStore, sha256_of, writing
+from optc.optimizer.part import part_of
 from optc.optimizer.partition import Off, begin, settle
 from optc.optimizer.precision_choice import Chooser
 from optc.optimizer.precision_levels import is_lowered
@@ -59,15 +61,21 @@ if TYPE_CHECKING:
 
 
 def compile_spec(
-    spec: str | Path, output: str | Path | None = None, *, targets: Sequence[str] = ()
+    spec: str | Path,
+    output: str | Path | None = None,
+    *,
+    targets: Sequence[str] = (),
+    stage: str | None = None,
 ) -> Package:
     """Compile the model that ``spec`` names, and return the package.
 
     Args:
         spec: Path of the spec file.
-        output: Folder of the package; ``build/<spec name>`` where it is not given. A package that
-            is there is replaced at once, when everything else is done.
+        output: Folder of the package; ``build/<spec name>`` where it is not given, and
+            ``build/<spec name>-<stage>`` for a stage. A package that is there is replaced at once,
+            when everything else is done.
         targets: Names of targets of the spec to build for; all, where none is named.
+        stage: Name of the scope that is to be compiled on its own, in place of the whole model.
 
     Raises:
         SpecError: With every problem of the spec.
@@ -79,8 +87,9 @@ def compile_spec(
     from optc.optimizer.runtime import load
 
     checked = check(spec, known_passes=registry.names, options_of=registry.options_of)
-    folder = Path(output) if output is not None else Path("build") / checked.path.stem
-    compile_package(checked, folder, targets=targets).check()
+    name = checked.path.stem + (f"-{stage}" if stage is not None else "")
+    folder = Path(output) if output is not None else Path("build") / name
+    compile_package(checked, folder, targets=targets, stage=stage).check()
     return load(folder)
 
 
@@ -89,10 +98,13 @@ def compile_package(
     folder: Path,
     *,
     targets: Sequence[str] = (),
+    stage: str | None = None,
     dump_after: str | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Compile what ``checked`` asks for to a package in ``folder`` and return what came of it.
+
+    With the name of a scope as ``stage`` that alone is compiled.
 
     Raises:
         OptcError: As `compile_spec`, except that what is not met is in the outcome.
@@ -101,10 +113,10 @@ def compile_package(
     progress = progress or Silent()
     wanted = _targets(checked, targets)
     after = None if dump_after is None else dumps(folder, dump_after)
-    with writing(folder) as writer:
+    with Operators(checked).declared(), writing(folder) as writer:
         with Workers() as workers:
             _start(workers, wanted)
-            prepared = prepare(checked, progress, after)
+            prepared = prepare(_meant(checked, stage, progress), progress, after)
             # Known by the time it is written down: hashing and building are done side by side.
             hashing = Thread(target=lambda: prepared.model.sha256)
             hashing.start()
@@ -140,6 +152,7 @@ def plan_package(
     checked: CheckedSpec,
     *,
     targets: Sequence[str] = (),
+    stage: str | None = None,
     build: bool = True,
     explain: bool = False,
     progress: Progress | None = None,
@@ -149,6 +162,7 @@ def plan_package(
     Args:
         checked: The spec.
         targets: Names of targets of the spec; all, where none is named.
+        stage: Name of the scope that is meant in place of the whole model.
         build: Whether engines are built on trial; where not, they are marked unconfirmed.
         explain: Whether it is to say why the stages are what they are.
         progress: Told of what goes on.
@@ -158,9 +172,13 @@ def plan_package(
     """
     progress = progress or Silent()
     wanted = _targets(checked, targets)
-    with tempfile.TemporaryDirectory(prefix="optc-plan-") as folder, Workers() as workers:
+    with (
+        tempfile.TemporaryDirectory(prefix="optc-plan-") as folder,
+        Workers() as workers,
+        Operators(checked).declared(),
+    ):
         _start(workers, wanted)
-        prepared = prepare(checked, progress)
+        prepared = prepare(_meant(checked, stage, progress), progress)
         store = WeightStore(Path(folder))
         decided, _ = _decided(
             prepared, wanted, workers, store, Path(folder), progress, build=build, plan=True
@@ -234,6 +252,14 @@ def verify_package(
 
 
 # --- the arrows ----------------------------------------------------------------------------------
+
+
+def _meant(checked: CheckedSpec, stage: str | None, progress: Progress) -> CheckedSpec:
+    """Return ``checked``, or what of it is about the scope ``stage`` alone."""
+    if stage is None:
+        return checked
+    progress.step("cutting the stage out of the model")
+    return part_of(checked, stage)
 
 
 def _targets(checked: CheckedSpec, names: Sequence[str]) -> tuple[Target, ...]:

@@ -183,7 +183,7 @@ def load_graph(file: ModelFile, inputs: Mapping[str, InputShape] | None = None) 
         ModelError: If the graph is cyclic, reads what nothing makes, makes a tensor twice, has no
             output, or has a node that is not as ONNX says.
     """
-    model = _without_functions(file.proto)
+    model = without_functions(file.proto)
     graph = import_model(model, file.folder)
     if not graph.outputs:
         raise _fault("no-outputs", "the model has no outputs, so there is nothing to compute")
@@ -588,8 +588,12 @@ MAIN: FunctionId = ("", "", "")
 """Stands for the graph of the model, among its functions."""
 
 
-def _without_functions(model: ModelProto) -> ModelProto:
-    """Return ``model`` with its local functions inlined; the model itself where it has none."""
+def without_functions(model: ModelProto) -> ModelProto:
+    """Return ``model`` with its local functions inlined; the model itself where it has none.
+
+    Raises:
+        ModelError: If they call themselves, or make a model without end.
+    """
     if not model.functions:
         return model
     _check_functions(model)

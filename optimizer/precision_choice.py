@@ -27,6 +27,7 @@ from optc.optimizer.lower import Lowerer
 from optc.optimizer.made_up import At, Bound, bytes_needed, made_up, sizes
 from optc.optimizer.node_session import give_back_memory
 from optc.optimizer.oracle import Oracle
+from optc.optimizer.part import Lead
 from optc.optimizer.partition import Off, Plan
 from optc.optimizer.precision_levels import Judge, Kept, Wanted, wanted
 from optc.optimizer.precision_picture import picture_of
@@ -157,7 +158,12 @@ class Chooser:
 
         @cache
         def simulator() -> Simulator:  # made only where something is to be run
-            return Simulator(graph, self._prepared.shapes, floats=self.wanted.floats)
+            return Simulator(
+                graph,
+                self._prepared.shapes,
+                floats=self.wanted.floats,
+                libraries=self._prepared.operators.libraries,
+            )
 
         tensors = {
             node.inputs[index].name: None
@@ -237,6 +243,7 @@ class Chooser:
             self._prepared.shapes,
             floats=self.wanted.floats,
             amax=self._amax,
+            libraries=self._prepared.operators.libraries,
         )
         criteria = Criteria.of(spec.verify, spec.precision.default, self._prepared.outputs)
         problem = Problem(
@@ -286,7 +293,7 @@ class Chooser:
         if self.wanted.lowest == "fp16" and not asked.keys() & lowered.skipped.keys():
             return None
         try:
-            return lowerer.simulated(lowered)
+            return lowerer.simulated(lowered, self._prepared.operators.libraries)
         except ORT_ERRORS:
             return (
                 None  # the whole in one piece is not what will run: verification has the last word
@@ -362,13 +369,26 @@ class Chooser:
         calibration = checked.spec.precision.calibration
         if calibration is None:
             return []
-        return samples_of(
+        found = samples_of(
             checked.path.parent,
             calibration.data,
-            self._prepared,
+            self._lead or self._prepared,
             calibration.images,
             place=lambda *keys: checked.place("precision", "calibration", *keys),
             progress=self._progress,
+        )
+        return self._lead.samples(found) if self._lead else found
+
+    @cached_property
+    def _lead(self) -> Lead | None:
+        """What leads to a scope that is compiled on its own; None for a whole model."""
+        prepared = self._prepared
+        checked, operators = prepared.checked, prepared.operators
+        return Lead.of(
+            checked.part,
+            list(checked.inputs),
+            checked.model_path,
+            operators.libraries,
         )
 
     @cached_property
@@ -378,26 +398,35 @@ class Chooser:
         return [
             (
                 group,
-                samples_of(checked.path.parent, patterns, self._prepared, progress=self._progress),
+                self._samples_in(patterns),
             )
             for group, patterns in _patterns(checked.spec.verify)
         ]
 
+    def _samples_in(self, patterns: Sequence[str]) -> list[Sample]:
+        checked, lead = self._prepared.checked, self._lead
+        found = samples_of(
+            checked.path.parent, patterns, lead or self._prepared, progress=self._progress
+        )
+        return lead.samples(found) if lead else found
+
     def _made_up(self) -> Iterator[measure.Sample]:
         """Yield made-up input of the shapes that verification has, each once."""
-        inputs = self._prepared.checked.inputs
+        lead = self._lead
+        inputs = lead.asked if lead else self._prepared.checked.inputs
         if not all(tensor.dtype for tensor in inputs.values()):
             return  # a sequence or a map
         seen = set()
         levels: tuple[At, ...] = ("opt", "min", "max")
-        for index, profile in enumerate(self._prepared.profiles):
+        for index, profile in enumerate((lead or self._prepared).profiles):
             for at in levels:
                 shapes = tuple(sizes(given.shape, profile, at) for given in inputs.values())
                 if shapes in seen or bytes_needed(inputs, profile, at) > Bound.here().bytes:
                     continue
                 seen.add(shapes)
                 name = f"{MADE_UP}, profile {index + 1}, {at}"
-                yield measure.Sample(name, partial(made_up, inputs, profile, at))
+                make = partial(made_up, inputs, profile, at)
+                yield measure.Sample(name, lead.behind(make) if lead else make)
 
     def _journal(self, problem: Problem) -> measure.Journal:
         """Return the journal of this search: of this model, data, and demands."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ import onnx_graphsurgeon as gs
 
 from optc.optimizer.arrays import dtype_name
 from optc.optimizer.asked_stages import AskedStages
-from optc.optimizer.model_file import ModelFile, load_graph, read_model
+from optc.optimizer.cut import cut_asked
+from optc.optimizer.model_file import ModelFile, load_graph, read_model, without_functions
 from optc.optimizer.modules import Modules
 from optc.optimizer.operators import Operators
 from optc.optimizer.partition import Off, Question, Refused, by_rule
@@ -114,7 +115,7 @@ def prepare(checked: CheckedSpec, progress: Progress, after: AfterStep | None = 
     """
     spec = checked.spec
     progress.step("loading the model")
-    model = read_model(checked.model_path)
+    model = _model(checked)
     graph = load_graph(model, checked.inputs)
     points = frozenset(p.tensor for p in spec.partition.points if p.tensor)
     selected = _selected(graph, checked)
@@ -122,12 +123,12 @@ def prepare(checked: CheckedSpec, progress: Progress, after: AfterStep | None = 
         graph,
         spec.partition,
         asked_of(spec.partition),
-        lambda: infer(graph, opset=graph.opset, ranges=_ranges(checked)),
+        lambda: infer(graph, opset=graph.opset, ranges=checked.symbol_ranges),
         checked.place,
     )
     kept = points | asked.kept | _boundary(graph, selected)
     ops = {node.name: node.op for node in all_nodes(graph)}
-    ranges = _ranges(checked)
+    ranges = checked.symbol_ranges
     replaced = replace_ranges(graph, checked, ranges)
     declare(each.operator for each in replaced)
     modules = Modules(checked, replaced)
@@ -166,7 +167,7 @@ def rewrite(prepared: Prepared, passes: Sequence[Pass], refused: Collection[str]
         passes: Those that rewrite.
         refused: Names of the nodes that they are to rewrite.
     """
-    checked, graph, ranges = prepared.checked, prepared.graph, _ranges(prepared.checked)
+    checked, graph, ranges = prepared.checked, prepared.graph, prepared.checked.symbol_ranges
     spec = checked.spec
     optimisers = registry.passes(spec.passes.disable, options=spec.passes.options)
     first = optimise(graph, passes, points=prepared.kept, ranges=ranges, refused=frozenset(refused))
@@ -192,7 +193,7 @@ def _question(
     for node in all_nodes(graph):  # finish() makes nodes that stand for none
         if node.name not in report.origins:
             report.origins = {**report.origins, node.name: ()}
-    shapes = infer(graph, opset=graph.opset, ranges=_ranges(checked))
+    shapes = infer(graph, opset=graph.opset, ranges=checked.symbol_ranges)
     annotate(graph, shapes)
     operators = Operators(checked)
     off = by_rule(graph)
@@ -216,16 +217,11 @@ def _question(
     return question
 
 
-def _ranges(checked: CheckedSpec) -> dict[str, tuple[int, int]]:
-    """Return the smallest and largest extent of each symbol of the inputs, over all profiles."""
-    symbols = {a for given in checked.inputs.values() for a in given.shape if isinstance(a, str)}
-    return {
-        name: (
-            min(profile[name].min for profile in checked.profiles),
-            max(profile[name].max for profile in checked.profiles),
-        )
-        for name in symbols
-    }
+def _model(checked: CheckedSpec) -> ModelFile:
+    """Return the model of ``checked``: the file's, or the part of it that is meant."""
+    model = read_model(checked.model_path)
+    cut = cut_asked(checked)
+    return model if cut is None else replace(model, proto=cut.of(without_functions(model.proto)))
 
 
 def _selected(graph: gs.Graph, checked: CheckedSpec) -> dict[str, str]:

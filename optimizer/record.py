@@ -125,6 +125,7 @@ def manifest_of(
             path=_seen_from(checked.path.parent, checked.model_path),
             sha256=checked.model_sha256 or prepared.model.sha256,
             bytes=prepared.model.bytes,
+            part=checked.part,
         ),
         precision=spec.precision.model_dump(mode="json"),
         evidence=_plain(decided.choice.evidence) if decided.choice else None,

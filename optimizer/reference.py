@@ -30,6 +30,7 @@ from optc.passes.graph import DEFAULT_DOMAINS, StoredValues, nodes_of
 from optc.specs.diagnostic import Diagnostic, ModelError
 
 if TYPE_CHECKING:
+    from optc.optimizer.cut import Cut
     from optc.optimizer.torch_module import TorchModule
 
 Array = npt.NDArray[Any]
@@ -196,6 +197,7 @@ class Model:
         libraries: Of custom operators that it has.
         modules: Operator, as domain and op -> the torch module that runs its nodes. The rest of the
             model runs in parts around these (`optc.optimizer.cut_runner`).
+        cut: Where a part is cut out of the model that is meant in place of the whole.
     """
 
     def __init__(
@@ -203,10 +205,17 @@ class Model:
         path: Path,
         libraries: Libraries = (),
         modules: Mapping[tuple[str, str], Path] = MappingProxyType({}),
+        cut: Cut | None = None,
     ) -> None:
         self.path = path
         self.libraries = libraries
         self.modules = modules
+        self.cut = cut
+
+    def _read(self) -> ModelProto:
+        """Return the model, data of other files left out."""
+        proto = onnx.load(self.path, load_external_data=False)
+        return proto if self.cut is None else self.cut.of(_without_functions(proto))
 
     @property
     def runner(self) -> Runner:
@@ -228,11 +237,13 @@ class Model:
             return self._cut_runner(*self.parts, self._open_part), None
         folder = self.path.parent
         try:
-            return OrtRunner(self.path, folder, libraries=self.libraries), None
+            source = self.path if self.cut is None else self._read()
+            return OrtRunner(source, folder, libraries=self.libraries), None
         except ORT_ERRORS as error:
             words = first_line(error)
         try:
-            proto = onnx.load(self.path)
+            proto = self._read()
+            onnx.load_external_data_for_model(proto, str(folder))
         except (OSError, ValueError, onnx.checker.ValidationError) as error:
             raise self._cannot_run(words, first_line(error)) from error
         if proto.ir_version > LOWER_IR_VERSION and proto.ByteSize() < 2**31:
@@ -316,7 +327,7 @@ class Model:
         """Whether modules run some nodes of the main graph."""
         if not self.modules:
             return False
-        nodes = _without_functions(onnx.load(self.path, load_external_data=False)).graph.node
+        nodes = _without_functions(self._read()).graph.node
         return any(_key(node) in self.modules for node in nodes)
 
     def _cut_runner(
@@ -365,7 +376,7 @@ class Model:
 
         Those in external files are mapped, not read.
         """
-        proto = onnx.load(self.path, load_external_data=False)
+        proto = self._read()
         if self._is_cut:
             proto = _without_functions(proto)
         else:

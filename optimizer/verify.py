@@ -28,13 +28,15 @@ from onnx import helper
 from optc.optimizer.arrays import dtype_of, read_arrays
 from optc.optimizer.compare import Difference, Tolerance, compare, is_inexact
 from optc.optimizer.criteria import Criteria
+from optc.optimizer.cut import cut_of
 from optc.optimizer.detection import MIDDLE
-from optc.optimizer.feed import checked_feed
+from optc.optimizer.feed import Signature, checked_feed
 from optc.optimizer.first_difference import Compared, FirstDifference, Search
 from optc.optimizer.group_figures import GroupFigures, figures_of
 from optc.optimizer.judgement import Judgement
 from optc.optimizer.made_up import At, Bound, bytes_needed, made_up, shown_bytes, sizes
 from optc.optimizer.noise import FACTOR, Floor, Noise, floors_covering, paired_rows
+from optc.optimizer.part import Lead
 from optc.optimizer.reference import Model, Rejected, flattened, owned
 from optc.optimizer.runtime import Device, Package, RunReport, StageFailed
 from optc.specs.compile_spec import PrecisionName, Range, Verify
@@ -320,22 +322,23 @@ def verify(
     """
     manifest = package.manifest
     criteria = Criteria.of(asked, precision_of(manifest), manifest.outputs)
+    lead = _lead(package, model)
     # How low precision may be is a matter of real input: what noise makes of it is only told.
     lenient = criteria.precision not in ("fp32", "tf32") and bool(data or groups)
     run = _Run(
         package,
-        Model(model, package.libraries, package.modules),
+        Model(model, package.libraries, package.modules, cut_of(manifest)),
         Verification(model, criteria),
         device,
         lenient=lenient,
         step=step,
     )
     for case in itertools.chain(
-        _made_up_cases(manifest, run.result, seed),
-        _data_cases(manifest, data),
-        *(_data_cases(manifest, files, group) for group, files in (groups or {}).items()),
+        _made_up_cases(lead or manifest, run.result, seed),
+        _data_cases(manifest, lead, data),
+        *(_data_cases(manifest, lead, files, group) for group, files in (groups or {}).items()),
     ):
-        run.compare(case, _alike(manifest))
+        run.compare(_behind(lead, case), _alike(manifest))
     run.conclude()
     return run.result
 
@@ -354,11 +357,12 @@ def quick_check(
     manifest = package.manifest
     precision = precision_of(manifest)
     criteria = Criteria.of(QUICK if precision == "fp32" else None, precision, manifest.outputs)
-    original = Model(model, package.libraries, package.modules)
+    original = Model(model, package.libraries, package.modules, cut_of(manifest))
+    lead = _lead(package, model)
     run = _Run(package, original, Verification(model, criteria), device, quick=True)
     result = run.result
-    for case in itertools.islice(_made_up_cases(manifest, result, seed, quick=True), 1):
-        run.compare(case, _alike(manifest)[:1])
+    for case in itertools.islice(_made_up_cases(lead or manifest, result, seed, quick=True), 1):
+        run.compare(_behind(lead, case), _alike(manifest)[:1])
     run.conclude()
     soft = {"verify-not-met", "nothing-verified"}
     result.notes += [
@@ -393,15 +397,29 @@ def _alike(manifest: Manifest) -> list[tuple[Target, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
+def _lead(package: Runnable, model: Path) -> Lead | None:
+    """Return what of ``model`` comes before the part that is in ``package``; None for a whole."""
+    manifest = package.manifest
+    names = [tensor.name for tensor in manifest.inputs]
+    return Lead.of(manifest.model.part, names, model, package.libraries, package.modules)
+
+
+def _behind(lead: Lead | None, case: Case) -> Case:
+    """Return ``case``, made up for the whole model, as one of the part that ``lead`` leads to."""
+    if lead is None or not case.made_up:
+        return case
+    return replace(case, make=lead.behind(case.make))
+
+
 def _made_up_cases(
-    manifest: Manifest, result: Verification, seed: int, *, quick: bool = False
+    signature: Signature, result: Verification, seed: int, *, quick: bool = False
 ) -> Iterator[Case]:
     """Yield the cases of made-up input: min, opt and max of each profile, each shape once.
 
     Quick: opt of the first profile; where that is too large min, if it is far from the bound.
     """
     inputs: dict[str, ResolvedInput] = {}
-    for tensor in manifest.inputs:
+    for tensor in signature.inputs:
         try:
             dtype = int(helper.np_dtype_to_tensor_dtype(dtype_of(tensor.dtype)))
         except KeyError:
@@ -421,7 +439,7 @@ def _made_up_cases(
     seen = set()
     # The best shapes first: where all are the same, it is they that are named.
     levels: tuple[At, ...] = ("opt", "min") if quick else ("opt", "min", "max")
-    profiles: Sequence[Mapping[str, Range]] = manifest.profiles or ({},)
+    profiles: Sequence[Mapping[str, Range]] = signature.profiles or ({},)
     bound = Bound.here()
     for index, profile in enumerate(profiles[:1] if quick else profiles):
         for at in levels:
@@ -446,13 +464,16 @@ def _made_up_cases(
 
 
 def _data_cases(
-    manifest: Manifest, data: Sequence[Path], group: str | None = None
+    manifest: Manifest, lead: Lead | None, data: Sequence[Path], group: str | None = None
 ) -> Iterator[Case]:
+    """Yield a case for each file of ``data``; for a part, they may hold inputs of the whole."""
     for path in data:
 
         def make(path: Path = path) -> dict[str, Array]:
             arrays = read_arrays(path)
             try:
+                if lead is not None and lead.takes(arrays):
+                    return lead.feeds(checked_feed(lead, arrays, taker="model"))
                 return checked_feed(manifest, arrays)
             except InputError as error:
                 raise InputError(
@@ -507,8 +528,8 @@ class _Run:
     def compare(self, case: Case, groups: Sequence[tuple[Target, ...]]) -> None:
         """Run both models on ``case`` and compare every output, for each group of targets."""
         self._step(f"verifying: {case.name}")
-        feeds = case.make()
         try:
+            feeds = case.make()
             expected = flattened(self._original.runner.run(feeds))
             if self._quick:  # original and package are not in memory at once
                 expected = {name: owned(value) for name, value in expected.items()}

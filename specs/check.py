@@ -17,6 +17,7 @@ from typing import Final
 
 from optc.specs.compile_spec import CompileSpec, Cost, Range
 from optc.specs.diagnostic import Diagnostic, Place, SpecError, nearest
+from optc.specs.manifest import ModelPart
 from optc.specs.measured_cost import with_measured
 from optc.specs.model_outline import Outline, OutlineError, read_outline
 from optc.specs.model_problem import Comparison, ResolvedInput
@@ -49,6 +50,7 @@ class CheckedSpec:
         notes: What is no mistake and worth a word.
         outline_ok: Whether the model could be read for the check. Where not, ``inputs`` is empty
             and the model's loader has more to say.
+        part: The part of the model that ``inputs`` enter, where not the whole is meant.
     """
 
     spec: CompileSpec
@@ -62,6 +64,19 @@ class CheckedSpec:
     notes: tuple[Diagnostic, ...]
     outline_ok: bool
     _source: Source = field(repr=False, compare=False)
+    part: ModelPart | None = None
+
+    @property
+    def symbol_ranges(self) -> dict[str, tuple[int, int]]:
+        """Smallest and largest extent of each symbol of the inputs, over all profiles."""
+        symbols = {a for given in self.inputs.values() for a in given.shape if isinstance(a, str)}
+        return {
+            name: (
+                min(profile[name].min for profile in self.profiles),
+                max(profile[name].max for profile in self.profiles),
+            )
+            for name in symbols
+        }
 
     def place(self, *keys: str | int, key: bool = False) -> Place | None:
         """Return where in the file something stands, for a diagnostic that refers to it.

@@ -103,6 +103,40 @@ class SpecRecord(_Part):
     sha256: str
 
 
+class Size(_Part):
+    """The values of a small tensor that are known without computing anything.
+
+    Attributes:
+        dtype: A name of numpy.
+        shape: Its extents.
+        values: Its elements, the last axis the fastest.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    values: tuple[int | float, ...]
+
+
+class ModelPart(_Part):
+    """A part of the original that a package was compiled from on its own.
+
+    Where it begins, the inputs of the package are: tensors of the original of these names.
+
+    Attributes:
+        stage: What the spec calls it.
+        outputs: Names of the tensors of the original that it ends with.
+        sizes: Name of a tensor of the original that the part needs, and that is known -> its values.
+        original_inputs: What the whole original takes.
+        original_profiles: For each profile: symbol of the original's inputs -> its range.
+    """
+
+    stage: str
+    outputs: tuple[str, ...]
+    sizes: Mapping[str, Size] = {}
+    original_inputs: tuple[Tensor, ...]
+    original_profiles: tuple[Mapping[str, Range], ...] = ()
+
+
 class ModelRecord(_Part):
     """The original model.
 
@@ -110,11 +144,13 @@ class ModelRecord(_Part):
         path: Relative to the spec's folder.
         sha256: Of the file.
         bytes: Its size, files with external data included.
+        part: The part of it that the package was compiled from; null for the whole.
     """
 
     path: str
     sha256: str
     bytes: int
+    part: ModelPart | None = None
 
 
 class Engine(_Part):

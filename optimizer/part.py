@@ -1,0 +1,369 @@
+"""A scope compiled on its own: where the original is cut for it, and what leads to it.
+
+What is computed from the tensors that enter a scope is compiled, and held against the same part of
+the original. To find out what enters, the rest of the original is run before it, on inputs of the
+whole: the user's, or made-up ones. So the part sees in verification what it will see in use, and the
+data that a spec names serve the whole and each of its scopes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+from onnx import helper
+
+from optc.optimizer.arrays import dtype_name, dtype_of
+from optc.optimizer.asked_stages import flow_node
+from optc.optimizer.custom_library import Libraries
+from optc.optimizer.cut import Cut, tensors_of
+from optc.optimizer.model_file import load_graph, read_model
+from optc.optimizer.reference import Model
+from optc.optimizer.samples import Sample
+from optc.passes.graph import reads
+from optc.passes.shape import Shapes, annotate, infer
+from optc.specs.check import CheckedSpec
+from optc.specs.compile_spec import CompileSpec, Demands, Range
+from optc.specs.diagnostic import Diagnostic, InputError, SpecError, nearest
+from optc.specs.manifest import ModelPart, Size, Tensor
+from optc.specs.model_problem import ResolvedInput
+from optc.specs.stage_problem import SHAPE_OPS, Flow, asked_of
+
+Array = npt.NDArray[Any]
+D = TypeVar("D", bound=Demands)
+
+
+def part_of(checked: CheckedSpec, stage: str) -> CheckedSpec:
+    """Return the spec of the scope ``stage`` alone.
+
+    Its inputs are the tensors that enter the scope, with the extents that shape inference of the
+    whole finds for them; of the spec holds on what concerns nodes and tensors of the scope.
+
+    Raises:
+        InputError: ``unknown-stage``.
+        SpecError: If the scope cannot be one stage, or cannot stand alone.
+        ModelError: If the model cannot be read or is damaged.
+    """
+    index = list(checked.spec.partition.scopes).index(_known(checked, stage))
+    graph = load_graph(read_model(checked.model_path), checked.inputs)
+    nodes = [flow_node(node) for node in graph.nodes]
+    asked = asked_of(checked.spec.partition)
+    if problems := [*Flow.of(nodes, asked).problems(checked.place)]:
+        raise SpecError(*problems)
+    inside = {node.name for node in nodes if node.matches(asked[index].selectors)}
+    shapes = infer(graph, opset=graph.opset, ranges=checked.symbol_ranges)
+    annotate(graph, shapes)
+    borders = _Borders(graph, shapes)
+    entering, sizes = borders.entering(inside)
+    leaving = borders.leaving(inside)
+    problems = [] if leaving else [_leads_nowhere(checked, stage)]
+    tensors = {t.name: t for t in (*graph.inputs, *borders.made)}
+    for name in (*entering, *leaving):
+        if _why_not_alone(tensors[name]):
+            problems.append(_not_alone(checked, stage, name, tensors[name]))
+    if problems:
+        raise SpecError(*problems)
+    inputs, profiles = _types(checked, stage, [tensors[name] for name in entering], shapes)
+    return replace(
+        checked,
+        spec=_restricted(
+            checked.spec, stage, {*entering, *leaving, *borders.made_in(inside)}, leaving
+        ),
+        inputs=inputs,
+        profiles=profiles,
+        part=ModelPart(
+            stage=stage,
+            outputs=tuple(leaving),
+            sizes=sizes,
+            original_inputs=tuple(tensors_of(checked.inputs)),
+            original_profiles=checked.profiles,
+        ),
+    )
+
+
+def _known(checked: CheckedSpec, stage: str) -> str:
+    scopes = checked.spec.partition.scopes
+    if stage in scopes:
+        return stage
+    if not scopes:
+        todo = 'name the nodes of the stage in the spec: `partition: {scopes: {backbone: "/backbone/*"}}`'
+        problem = f"`{checked.path}` has no scopes, which are what can be compiled on their own"
+    else:
+        near = nearest(stage, scopes)
+        problem = f"`{checked.path}` has no scope called `{stage}`"
+        todo = f"write `{near}`" if near else f"write one of {', '.join(scopes)}"
+    raise InputError(
+        Diagnostic("unknown-stage", problem, todo, checked.place("partition", key=True))
+    )
+
+
+# --- where it is cut -----------------------------------------------------------------------------
+
+
+class _Borders:
+    """What passes between nodes of a graph, but for sizes, which each part finds out for itself."""
+
+    def __init__(self, graph: gs.Graph, shapes: Shapes) -> None:
+        self._graph = graph
+        self._shapes = shapes
+        self._makers = {t.name: node for node in graph.nodes for t in node.outputs if t.name}
+        self._order = {t.name: n for n, t in enumerate((*graph.inputs, *self.made))}
+
+    @property
+    def made(self) -> list[gs.Tensor]:
+        """All tensors that nodes make."""
+        return [t for node in self._graph.nodes for t in node.outputs if t.name]
+
+    def made_in(self, inside: Collection[str]) -> set[str]:
+        """Return the names of what the nodes ``inside`` make."""
+        return {t.name for node in self._nodes(inside) for t in node.outputs if t.name}
+
+    def entering(self, inside: Collection[str]) -> tuple[list[str], dict[str, Size]]:
+        """Return what the nodes ``inside`` need of others: tensors, and sizes that are known."""
+        found: set[str] = set()
+        sizes: dict[str, Size] = {}
+        pending = self._nodes(inside)
+        seen = {node.name for node in pending}
+        while pending:
+            node = pending.pop()
+            if node.op in SHAPE_OPS and (known := self._constants(node)):
+                sizes |= known
+                continue
+            for tensor in reads(node):
+                maker = self._makers.get(tensor.name)
+                if isinstance(tensor, gs.Constant) or (maker is not None and maker.name in inside):
+                    continue
+                if maker is None or not self._is_size(tensor.name):
+                    found.add(tensor.name)
+                elif (value := self._shapes.constant(tensor.name)) is not None:
+                    sizes[tensor.name] = _size(value)
+                elif maker.name not in seen:
+                    seen.add(maker.name)
+                    pending.append(maker)
+        return sorted(found, key=self._order.__getitem__), sizes
+
+    def leaving(self, inside: Collection[str]) -> list[str]:
+        """Return what the nodes ``inside`` make and others, or the caller, need."""
+        others = {node.name for node in self._graph.nodes if node.name not in inside}
+        needed, _ = self.entering(others)
+        outputs = {tensor.name for tensor in self._graph.outputs}
+        made = self.made_in(inside)
+        return sorted(made & {*needed, *outputs}, key=self._order.__getitem__)
+
+    def _nodes(self, inside: Collection[str]) -> list[gs.Node]:
+        return [node for node in self._graph.nodes if node.name in inside]
+
+    def _is_size(self, name: str) -> bool:
+        value = self._shapes.value(name)
+        return value is not None and all(element is not None for element in value.flat)
+
+    def _constants(self, node: gs.Node) -> dict[str, Size]:
+        """Return the outputs of ``node`` where all are known numbers."""
+        values = {t.name: self._shapes.constant(t.name) for t in node.outputs if t.name}
+        known = {name: _size(value) for name, value in values.items() if value is not None}
+        return known if len(known) == len(values) else {}
+
+
+def _size(value: Array) -> Size:
+    return Size(
+        dtype=dtype_name(value.dtype), shape=value.shape, values=tuple(value.ravel().tolist())
+    )
+
+
+def _types(
+    checked: CheckedSpec, stage: str, entering: Sequence[gs.Tensor], shapes: Shapes
+) -> tuple[dict[str, ResolvedInput], tuple[dict[str, Range], ...]]:
+    """Return what enters as inputs of a spec, and the ranges of their axes in each profile."""
+    found: list[dict[str, Range]] = [{} for _ in checked.profiles]
+    problems = []
+    for tensor in entering:
+        dims = shapes.dims(tensor.name) or ()
+        for axis, (name, dim) in enumerate(zip(tensor.shape, dims, strict=True)):
+            ranges = [shapes.axis_range(dim, profile) for profile in checked.profiles]
+            known = [each for each in ranges if each is not None]
+            if len(known) < len(ranges):
+                problems.append(_unbounded(checked, stage, tensor.name, axis, name))
+            elif isinstance(name, str):
+                for profile, each in zip(found, known, strict=True):
+                    profile[name] = each
+    if problems:
+        raise SpecError(*problems)
+    pins = {
+        name: extents.min
+        for name, extents in found[0].items()
+        if all(each[name] == extents and extents.is_fixed for each in found)
+    }
+    inputs = {
+        tensor.name: checked.inputs[tensor.name]
+        if tensor.name in checked.inputs
+        else ResolvedInput(
+            helper.np_dtype_to_tensor_dtype(tensor.dtype),
+            tuple(pins.get(axis, axis) for axis in tensor.shape),
+        )
+        for tensor in entering
+    }
+    of_inputs = {a for given in checked.inputs.values() for a in given.shape}
+    profiles = tuple(
+        {name: each for name, each in own.items() if name not in pins}
+        | {name: each for name, each in given.items() if name not in of_inputs | own.keys()}
+        for own, given in zip(found, checked.profiles, strict=True)
+    )
+    return inputs, profiles
+
+
+def _why_not_alone(tensor: gs.Tensor) -> str | None:
+    """Return why a tensor cannot be an input or output of a package, or None."""
+    if getattr(tensor, "proto", None) is not None:
+        return "is no tensor"
+    if tensor.dtype is None:
+        return "has no known type"
+    return "has no known rank" if tensor.shape is None else None
+
+
+def _not_alone(checked: CheckedSpec, stage: str, name: str, tensor: gs.Tensor) -> Diagnostic:
+    return Diagnostic(
+        "not-on-its-own",
+        f"the scope `{stage}` cannot be compiled on its own: `{name}`, where it is cut, "
+        f"{_why_not_alone(tensor)}",
+        "let the scope begin or end elsewhere, or compile the whole model",
+        checked.place("partition", "scopes", stage),
+    )
+
+
+def _leads_nowhere(checked: CheckedSpec, stage: str) -> Diagnostic:
+    return Diagnostic(
+        "not-on-its-own",
+        f"the scope `{stage}` cannot be compiled on its own: nothing reads what it computes",
+        "let it hold nodes that lead to an output of the model",
+        checked.place("partition", "scopes", stage),
+    )
+
+
+def _unbounded(
+    checked: CheckedSpec, stage: str, tensor: str, axis: int, symbol: str | int
+) -> Diagnostic:
+    return Diagnostic(
+        "axis-without-range",
+        f"nothing bounds `{symbol}`, axis {axis} of `{tensor}`, which enters the scope `{stage}`",
+        f"give `{symbol}` a range under `dims`",
+        checked.place("dims", key=True) or checked.place("partition", "scopes", stage),
+    )
+
+
+def _restricted(
+    spec: CompileSpec, stage: str, tensors: AbstractSet[str], outputs: Collection[str]
+) -> CompileSpec:
+    """Return what of ``spec`` holds for a part of the model that is the scope ``stage``."""
+    partition = spec.partition.model_copy(
+        update={
+            "points": tuple(
+                p for p in spec.partition.points if not p.tensor or p.tensor in tensors
+            ),
+            "scopes": {stage: ("*",)},
+            "replace": tuple(
+                each for each in spec.partition.replace if {*each.from_, *each.to} <= tensors
+            ),
+        }
+    )
+    verify = spec.verify
+    if verify is not None:
+        groups = {name: _asked(each, outputs) for name, each in verify.groups.items()}
+        verify = _asked(verify, outputs).model_copy(update={"groups": groups})
+    return spec.model_copy(update={"partition": partition, "verify": verify})
+
+
+def _asked(demands: D, outputs: Collection[str]) -> D:
+    """Return what of ``demands`` is asked of ``outputs``."""
+    return demands.model_copy(
+        update={
+            "outputs": {
+                name: asked
+                for name, asked in demands.outputs.items()
+                if name in outputs or name.partition("[")[0] in outputs
+            },
+            "detections": tuple(
+                each
+                for each in demands.detections
+                if {each.boxes, each.scores, each.labels or each.boxes} <= set(outputs)
+            ),
+        }
+    )
+
+
+# --- what leads to it ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lead:
+    """What of an original comes before a part, and what the whole takes.
+
+    Attributes:
+        inputs: Of the whole.
+        profiles: Of the whole.
+        entering: Inputs of the part.
+        model: What leads to these.
+    """
+
+    inputs: tuple[Tensor, ...]
+    profiles: tuple[Mapping[str, Range], ...]
+    entering: tuple[str, ...]
+    model: Model
+
+    @classmethod
+    def of(
+        cls,
+        part: ModelPart | None,
+        entering: Sequence[str],
+        path: Path,
+        libraries: Libraries = (),
+        modules: Mapping[tuple[str, str], Path] | None = None,
+    ) -> Self | None:
+        """Return what leads to ``entering`` in the model at ``path``; None for a whole model."""
+        if part is None:
+            return None
+        own = {tensor.name for tensor in part.original_inputs}
+        made = [name for name in entering if name not in own]
+        cut = Cut(part.original_inputs, made, {})
+        model = Model(path, libraries, modules or {}, cut)
+        return cls(part.original_inputs, part.original_profiles, tuple(entering), model)
+
+    def takes(self, given: Collection[str]) -> bool:
+        """Whether arrays of these names are for the whole, not for the part itself."""
+        return not set(self.entering) <= set(given) or {t.name for t in self.inputs} <= set(given)
+
+    def feeds(self, given: Mapping[str, Array]) -> dict[str, Array]:
+        """Return what enters the part where the whole is given ``given``.
+
+        Raises:
+            Rejected: If the original does not take it.
+            ModelError: ``cannot-run-original``.
+        """
+        made = dict(given)
+        if not set(self.entering) <= made.keys():
+            made |= self.model.runner.run(given)
+        return {name: made[name] for name in self.entering}
+
+    def behind(self, make: Callable[[], Mapping[str, Array]]) -> Callable[[], dict[str, Array]]:
+        """Return what makes input of the part, of what makes input of the whole."""
+        return lambda: self.feeds(make())
+
+    def samples(self, found: Sequence[Sample]) -> list[Sample]:
+        """Return samples of the whole as samples of the part."""
+        return [replace(each, load=self.behind(each.load)) for each in found]
+
+    @property
+    def asked(self) -> dict[str, ResolvedInput]:
+        """The inputs of the whole as things to make up."""
+        return {
+            tensor.name: ResolvedInput(
+                int(helper.np_dtype_to_tensor_dtype(dtype_of(tensor.dtype))),
+                tensor.shape or (),
+                tensor.range,
+            )
+            for tensor in self.inputs
+        }
