@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx_graphsurgeon as gs
 
+from optc.optimizer.custom_library import Libraries
 from optc.optimizer.reference import OrtRunner
 from optc.optimizer.simulation import simulated
 from optc.passes.contract import Pass
@@ -99,10 +100,11 @@ class Lowerer:
         noted = {name: what for record in report.records for name, what in record.noted.items()}
         return Lowered(copy, report.origins, skipped, noted)
 
-    def simulated(self, lowered: Lowered) -> OrtRunner:
+    def simulated(self, lowered: Lowered, libraries: Libraries = ()) -> OrtRunner:
         """Return what computes as ``lowered`` does, on ONNX Runtime."""
         model = export_model(lowered.graph, place=self._place, value_info=False)
-        return OrtRunner(simulated(model, self._folder), self._folder)
+        model = simulated(model, self._folder)
+        return OrtRunner(model, self._folder, libraries=libraries)
 
     def _precision_of(
         self,

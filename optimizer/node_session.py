@@ -18,9 +18,10 @@ import onnx_graphsurgeon as gs
 import onnxruntime as ort
 from onnx import ModelProto, TensorProto, TypeProto, helper
 
+from optc.optimizer.custom_library import Libraries, register
 from optc.optimizer.reference import ORT_ERRORS, Array, array_of, ort_value
 from optc.optimizer.simulation import short_floats, simulated
-from optc.passes.graph import Node, export_model
+from optc.passes.graph import DEFAULT_DOMAINS, Node, export_model, nodes_of
 
 IR_VERSION = 10
 """The first that has all the types ONNX Runtime computes with."""
@@ -42,11 +43,13 @@ class NodeSession:
     Args:
         model: All that it reads are inputs, or small.
         threads: How many compute it.
+        libraries: Of custom operators that it has.
     """
 
-    def __init__(self, model: ModelProto, *, threads: int = 1) -> None:
+    def __init__(self, model: ModelProto, *, threads: int = 1, libraries: Libraries = ()) -> None:
         _register_arena()
         options = ort.SessionOptions()
+        register(options, libraries)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4  # the exception says it
         options.intra_op_num_threads = threads
@@ -87,12 +90,14 @@ class NodeSessions:
 
     Args:
         graph: Its operator versions are meant.
+        libraries: Of custom operators that it has.
 
     Attributes:
         made: How many sessions were made.
     """
 
-    def __init__(self, graph: gs.Graph) -> None:
+    def __init__(self, graph: gs.Graph, libraries: Libraries = ()) -> None:
+        self._libraries = libraries
         self._domains = graph.import_domains or [helper.make_opsetid("", graph.opset)]
         self._ir_version = max(IR_VERSION, helper.find_min_ir_version_for(self._domains, True))
         self._known: dict[tuple[bytes, bool], NodeSession] = {}
@@ -132,7 +137,9 @@ class NodeSessions:
         """Return a new session for ``model``, which is to be run on values like ``given``."""
         threads = _threads() if _is_large(given) else 1
         self.made += 1
-        return NodeSession(simulated(model) if short_floats(model) else model, threads=threads)
+        model = simulated(model) if short_floats(model) else model
+        custom = any(node.domain not in DEFAULT_DOMAINS for node in nodes_of(model.graph))
+        return NodeSession(model, threads=threads, libraries=self._libraries if custom else ())
 
 
 def _is_large(given: Sequence[ort.OrtValue]) -> bool:

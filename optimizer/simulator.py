@@ -25,6 +25,7 @@ import onnx_graphsurgeon as gs
 import onnxruntime as ort
 from onnx import helper
 
+from optc.optimizer.custom_library import Libraries
 from optc.optimizer.made_up import available_bytes
 from optc.optimizer.node_rounding import Rounding, Roundings, rounded_in_bodies
 from optc.optimizer.node_session import (
@@ -145,6 +146,7 @@ class Simulator:
         shapes: What was inferred of it.
         floats: What nodes in int8 and fp8 take and give.
         amax: Name of a tensor -> the largest magnitude that its quantised values stand for.
+        libraries: Of custom operators that it has.
 
     Attributes:
         runs: How often `run` ran.
@@ -157,6 +159,7 @@ class Simulator:
         *,
         floats: Float,
         amax: Mapping[str, float] | None = None,
+        libraries: Libraries = (),
     ) -> None:
         self.runs = 0
         self._graph = graph
@@ -170,7 +173,7 @@ class Simulator:
         }
         self._outputs = tuple(tensor.name for tensor in graph.outputs)
         self._roundings = Roundings(graph, shapes)
-        self._sessions = NodeSessions(graph)
+        self._sessions = NodeSessions(graph, libraries)
         self._session_of: dict[int, NodeSession] = {}
         self._with_bodies: dict[tuple[int, frozenset[Any]], NodeSession] = {}
         self._operands: dict[tuple[int, EightBits], Operands | None] = {}
