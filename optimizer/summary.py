@@ -176,7 +176,7 @@ def _table(stages: Sequence[Stage], target: str) -> Table:
         ("precision", "left"),
         ("engine", "right"),
     ):
-        table.add_column(heading, justify=side, no_wrap=True, min_width=len(heading))  # type: ignore[arg-type]
+        table.add_column(heading, justify=side, no_wrap=True, min_width=len(heading))
     table.add_column("outputs", no_wrap=True, overflow="ellipsis", ratio=1)
     for stage in stages:
         engine = stage.engines.get(target)
