@@ -1,4 +1,4 @@
-"""What a split costs, which engines pay, and what a run tells of the constants."""
+"""What a split costs, and which engines pay."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Collection
 from dataclasses import fields, replace
+from typing import get_args
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -23,14 +24,13 @@ from optc.optimizer.cost import (
     fallback_us,
     time_text,
 )
-from optc.optimizer.cost_fit import NAMES, Timing, fit
 from optc.optimizer.partition import Off, Plan, Question, Refused, settled_stages
-from optc.optimizer.runtime import StageRun
 from optc.passes.flops import flops, traffic
 from optc.passes.graph import import_model
 from optc.passes.shape import annotate, infer
 from optc.passes.split import Stage
 from optc.specs.compile_spec import Cost, Range, Target
+from optc.specs.measured_cost import ConstantName
 
 HEAD = '<ir_version: 9, opset_import: ["" : 17]>'
 TARGET = Target(name="t")
@@ -67,7 +67,7 @@ def test_the_defaults_are_those_that_the_spec_names() -> None:
         if (found := re.search(r"by default (\d+)", field.description or ""))
     }
     assert said == {each.name: getattr(Constants(), each.name) for each in fields(Constants)}
-    assert set(said) == set(NAMES)
+    assert set(said) == set(get_args(ConstantName))
 
 
 def test_what_a_spec_gives_comes_before_the_defaults() -> None:
@@ -370,109 +370,3 @@ def test_engines_that_lose_only_together_go_together() -> None:
     stages = settled_stages(question, Plan(TARGET, dict(off)))
     assert nodes_of(stages) == [("a", "b"), ("d", "s", "e", "t", "f")]
     assert model.split_us(stages) < before
-
-
-# --- what a run tells ----------------------------------------------------------------------------
-
-
-def timing(
-    works: list[Work], constants: Constants, *, copied: tuple[int, ...] = (), gpu: bool = False
-) -> Timing:
-    """Return the timing of a stage that takes exactly what the cost model says."""
-    run = StageRun(0, "tensorrt" if gpu else "onnxruntime", "gpu" if gpu else "cpu", "f", 0.0, None)
-    timed = Timing(run, 1.0, tuple(works), copied)
-    return replace(timed, microseconds=timed.predicted(constants))
-
-
-TRUE = Constants(
-    launch_us=35,
-    node_us=2,
-    copy_us=25,
-    copy_gb_s=20,
-    tensorrt_gflops=20_000,
-    tensorrt_gb_s=700,
-    fallback_gflops=120,
-    fallback_gb_s=4,
-)
-HOST = [
-    [Work(10, 100)] * 50,
-    [Work(10**9, 10**6)] * 4,
-    [Work(10**5, 10**8)] * 3,
-    [Work(10**8, 10**6), Work(10, 10**7), Work(1, 1)],
-]
-GPU = [
-    ([Work(10**6, 10**5)], (10**3,)),
-    ([Work(10**11, 10**7)], (10**3, 10**3)),
-    ([Work(10**6, 10**9)], (10**3,) * 4),
-    ([Work(10**6, 10**5)], (10**8, 10**3)),
-    ([Work(10**6, 10**5)], (10**3,) * 40),
-]
-
-
-def test_a_run_of_unlike_stages_tells_all_constants() -> None:
-    timings = [timing(works, TRUE) for works in HOST]
-    timings += [timing(works, TRUE, copied=copied, gpu=True) for works, copied in GPU]
-    told = fit(timings, Constants())
-    assert not told.untold
-    assert told.constants == pytest.approx(
-        {each.name: getattr(TRUE, each.name) for each in fields(TRUE)}, rel=0.02
-    )
-
-
-def test_a_run_on_the_host_tells_nothing_of_engines() -> None:
-    told = fit([timing(works, TRUE) for works in HOST], Constants())
-    assert told.constants == pytest.approx(
-        {"node_us": 2, "fallback_gflops": 120, "fallback_gb_s": 4}, rel=0.02
-    )
-    assert set(told.untold) == set(NAMES) - told.constants.keys()
-    assert told.untold["launch_us"] == "no engine ran on a GPU"
-
-
-def test_one_stage_tells_what_it_is_bound_by_and_no_more() -> None:
-    told = fit([timing([Work(10**10, 10**6)] * 4, TRUE)], Constants())
-    assert told.constants == pytest.approx({"fallback_gflops": 120}, rel=0.05)
-    assert told.untold["node_us"].startswith("the stages that ran are too few")
-    assert "is bound by it" in told.untold["fallback_gb_s"]
-
-
-def test_stages_that_are_alike_do_not_tell_two_constants_apart() -> None:
-    alike = [timing([Work(1, 10**5)] * count, TRUE) for count in (10, 20, 40)]
-    told = fit(alike, Constants())
-    assert {"node_us", "fallback_gb_s"} <= told.untold.keys()
-
-
-def test_nothing_measured_tells_nothing() -> None:
-    told = fit([replace(timing(HOST[0], TRUE), used=False)], Constants())
-    assert not told.constants
-    assert told.over(Constants()) == Constants()
-
-
-@given(
-    st.lists(
-        st.tuples(
-            st.lists(
-                st.builds(
-                    Work, st.integers(0, 10**10), st.integers(0, 10**9), st.integers(1, 1000)
-                ),
-                min_size=1,
-                max_size=4,
-            ),
-            st.booleans(),
-            st.lists(st.integers(0, 10**8), max_size=3),
-            st.floats(1, 1e7),
-        ),
-        max_size=6,
-    )
-)
-@settings(max_examples=60, deadline=None)
-def test_whatever_was_measured_constants_are_positive_and_each_is_told_or_not(
-    rows: list[tuple[list[Work], bool, list[int], float]],
-) -> None:
-    timings = [
-        replace(timing(works, TRUE, gpu=gpu, copied=tuple(copied)), microseconds=measured)
-        for works, gpu, copied, measured in rows
-    ]
-    told = fit(timings, Constants())
-    assert told.constants.keys() | told.untold.keys() == set(NAMES)
-    assert not told.constants.keys() & told.untold.keys()
-    assert all(0 < value < float("inf") for value in told.constants.values())
