@@ -138,7 +138,7 @@ def test_an_extent_that_the_data_decide_keeps_its_bound() -> None:
         shapes = infer(graph, opset=graph.opset)
     count, two = shapes.dims("t") or ()
     assert (str(count), two) == ("m", 2)  # as the output that it reaches declares it
-    assert str(shapes.upper("m")) == "4*batch"
+    assert str(shapes.upper("m")) == "batch*4"
 
 
 SHARED_SIZE = """
