@@ -25,6 +25,7 @@ from optc.optimizer.cut import Cut, tensors_of
 from optc.optimizer.model_file import load_graph, read_model
 from optc.optimizer.reference import Model
 from optc.optimizer.samples import Sample
+from optc.passes.determinism import is_deterministic
 from optc.passes.graph import reads
 from optc.passes.shape import Shapes, annotate, infer
 from optc.specs.check import CheckedSpec
@@ -113,6 +114,10 @@ class _Borders:
         self._shapes = shapes
         self._makers = {t.name: node for node in graph.nodes for t in node.outputs if t.name}
         self._order = {t.name: n for n, t in enumerate((*graph.inputs, *self.made))}
+        self._constant: set[str] = set()  # nodes that compute the same in every run
+        for node in graph.nodes:
+            if is_deterministic(node) and all(map(self._is_constant, reads(node))):
+                self._constant.add(node.name)
 
     @property
     def made(self) -> list[gs.Tensor]:
@@ -138,11 +143,13 @@ class _Borders:
                 maker = self._makers.get(tensor.name)
                 if isinstance(tensor, gs.Constant) or (maker is not None and maker.name in inside):
                     continue
-                if maker is None or not self._is_size(tensor.name):
+                if maker is None or not (
+                    maker.name in self._constant or self._is_size(tensor.name)
+                ):
                     found.add(tensor.name)
-                elif (value := self._shapes.constant(tensor.name)) is not None:
+                elif (value := self._whole_numbers(tensor.name)) is not None:
                     sizes[tensor.name] = _size(value)
-                elif maker.name not in seen:
+                elif maker.name not in seen:  # it is computed here, too
                     seen.add(maker.name)
                     pending.append(maker)
         return sorted(found, key=self._order.__getitem__), sizes
@@ -162,9 +169,19 @@ class _Borders:
         value = self._shapes.value(name)
         return value is not None and all(element is not None for element in value.flat)
 
+    def _is_constant(self, tensor: gs.Tensor) -> bool:
+        maker = self._makers.get(tensor.name)
+        known = maker is not None and maker.name in self._constant
+        return isinstance(tensor, gs.Constant) or not tensor.name or known
+
+    def _whole_numbers(self, name: str) -> Array | None:
+        """Return the elements of a tensor of integers or booleans that are always the same."""
+        value = self._shapes.constant(name)
+        return value if value is not None and value.dtype.kind in "iub" else None
+
     def _constants(self, node: gs.Node) -> dict[str, Size]:
         """Return the outputs of ``node`` where all are known numbers."""
-        values = {t.name: self._shapes.constant(t.name) for t in node.outputs if t.name}
+        values = {t.name: self._whole_numbers(t.name) for t in node.outputs if t.name}
         known = {name: _size(value) for name, value in values.items() if value is not None}
         return known if len(known) == len(values) else {}
 

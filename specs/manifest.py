@@ -104,7 +104,7 @@ class SpecRecord(_Part):
 
 
 class Size(_Part):
-    """The values of a small tensor that are known without computing anything.
+    """A tensor of sizes, as whole numbers, that is the same in every run.
 
     Attributes:
         dtype: A name of numpy.
@@ -114,7 +114,7 @@ class Size(_Part):
 
     dtype: str
     shape: tuple[int, ...]
-    values: tuple[int | float, ...]
+    values: tuple[int, ...]
 
 
 class ModelPart(_Part):
@@ -327,6 +327,7 @@ class Target(_Part):
             GPU that was at hand.
         stages: Ids of its stages, in running order.
         crossings: What passes between them, but for inputs of the model; the largest first.
+        estimate_us: Time that the cost model takes a call to need, copies included; as for a stage.
     """
 
     name: str
@@ -334,6 +335,7 @@ class Target(_Part):
     compute_capability: str | None = None
     stages: tuple[int, ...]
     crossings: tuple[Crossing, ...] = ()
+    estimate_us: float | None = None
 
 
 class PassRecord(_Part):
