@@ -143,6 +143,7 @@ def manifest_of(
                 compute_capability=plan.target.compute_capability,
                 stages=tuple(ids[stage] for stage in plan.stages),
                 crossings=_crossings(prepared, plan, ids),
+                estimate_us=round(prepared.question.cost_model.split_us(plan.stages), 1),
             )
             for plan in decided.plans
         ),
@@ -200,6 +201,7 @@ def _stage(
         nodes=stage.nodes,
         repeated=stage.repeated,
         flops_share=round(question.share(stage), 6),
+        estimate_us=round(question.cost_model.stage_us(stage), 1),
         why=() if on_tensorrt else _why(prepared, own, stage),
         legalised=_legalised(prepared, own, stage, decided.legalised.get(stage, {})),
         precision=_precision(

@@ -274,6 +274,8 @@ class Stage(_Part):
         libraries: Shared libraries of custom operators that ONNX Runtime has to load to run its
             ONNX.
         plugins: Shared libraries of plugins that TensorRT has to load to run its engines.
+        estimate_us: Time that the cost model takes it to need, in microseconds, without the copies
+            around it; null in a package of an older optc. Nothing of it was measured.
     """
 
     id: int
@@ -295,6 +297,7 @@ class Stage(_Part):
     module: PackagePath | None = None
     libraries: tuple[PackagePath, ...] = ()
     plugins: tuple[PackagePath, ...] = ()
+    estimate_us: float | None = None
 
 
 class Crossing(_Part):
