@@ -220,7 +220,7 @@ class WeightStore:
         It was computed when they were written, so that nothing is read for it.
         """
         entries = {entry.key: entry.value for entry in tensor.external_data}
-        if Path(entries.get("location", "")).name != self._FILE:
+        if entries.get("location") != f"{_LINK}/{self._FILE}":
             return None
         checksum = self._checksums.get(int(entries.get("offset", 0)))
         return None if checksum is None else f"{entries.get('length')} {checksum}".encode()
