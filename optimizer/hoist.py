@@ -15,7 +15,7 @@ serves all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -133,9 +133,10 @@ def open_bodies(prepared: Prepared, asking: Asking) -> None:
     for node in closed:
         if node.op == "If":
             branches = _Branches(node, question, asking)
-            before, after = branches.in_front(), branches.behind()
+            after = branches.behind()
+            before = branches.in_front(but=after)
             front |= before
-            behind |= after - before
+            behind |= after.keys()
             pays = bool(before or after)
         else:
             pays = _pays_unrolled(node, question, asking)
@@ -157,17 +158,30 @@ class _Branches:
         self._question = question
         self._asking = asking
 
-    def in_front(self) -> set[str]:
-        """Return the nodes that are to stand in front of it."""
-        return {name for branch in BRANCHES for name in self._in_front_of(self._node.attrs[branch])}
+    def behind(self) -> dict[str, str]:
+        """Return the nodes of the first branch that are to stand behind it, with their twins."""
+        found: dict[str, str] = {}
+        for index in range(len(self._node.outputs)):
+            found |= self._behind_output(index)
+        return found
 
-    def behind(self) -> set[str]:
-        """Return the nodes of the first branch that are to stand behind it."""
-        outputs = range(len(self._node.outputs))
-        return {name for index in outputs for name in self._behind_output(index)}
+    def in_front(self, but: Mapping[str, str]) -> set[str]:
+        """Return the nodes that are to stand in front of it; those of ``but`` stand behind."""
+        behind = {*but.keys(), *but.values()}
+        found: set[str] = set()
+        for name in BRANCHES:
+            branch: gs.Graph = self._node.attrs[name]
+            wanted = {node.name for node in branch.nodes} - behind
+            nodes = self._taken(list(in_front(branch, self._question.shapes, wanted)), branch)
+            if nodes:
+                piece = _Piece(_part(self._question.graph, nodes, branch), self._question)
+                if piece.us(()) < LIKELIHOOD * piece.us_in_fallback:
+                    found.update(node.name for node in nodes)
+        return found
 
-    def _in_front_of(self, branch: gs.Graph) -> set[str]:
-        nodes = _with_products(list(in_front(branch, self._question.shapes)))
+    def _taken(self, nodes: list[gs.Node], branch: gs.Graph) -> list[gs.Node]:
+        """Return those of ``nodes`` that have to do with products and that every target takes."""
+        nodes = _with_products(nodes)
         for target in self._asking.targets:
             while nodes:
                 part = _part(self._question.graph, nodes, branch)
@@ -175,18 +189,14 @@ class _Branches:
                 if not refused:
                     break
                 nodes = _with_products(_less(nodes, refused))
-        if not nodes:
-            return set()
-        piece = _Piece(_part(self._question.graph, nodes, branch), self._question)
-        pays = piece.us({}) < LIKELIHOOD * piece.us_in_fallback
-        return {node.name for node in nodes} if pays else set()
+        return nodes
 
-    def _behind_output(self, index: int) -> set[str]:
-        """Return the last nodes of the first branch that the other ends in, too, as far as it pays."""
-        chain = [one for one, _ in at_the_end(self._node, index, self._question.shapes)]
-        best: tuple[float, set[str]] = (0.0, set())
-        for length in range(1, len(chain) + 1):
-            nodes = chain[length - 1 :: -1]
+    def _behind_output(self, index: int) -> dict[str, str]:
+        """Return what both branches end in alike for one output, as far as it pays."""
+        pairs = list(at_the_end(self._node, index, self._question.shapes))
+        best: tuple[float, int] = (0.0, 0)
+        for length in range(1, len(pairs) + 1):
+            nodes = [one for one, _ in pairs[length - 1 :: -1]]
             if not is_product(nodes[0]):  # a tail that begins with less brings nothing more
                 continue
             part = _part(self._question.graph, nodes, self._node.attrs[BRANCHES[0]])
@@ -195,9 +205,8 @@ class _Branches:
                 piece.us(self._asking.refused(self._question, part, target))
                 for target in self._asking.targets
             ]
-            gain = piece.us_in_fallback - max(times)
-            best = max(best, (gain, {node.name for node in nodes}), key=lambda each: each[0])
-        return best[1]
+            best = max(best, (piece.us_in_fallback - max(times), length))
+        return {one.name: other.name for one, other in pairs[: best[1]]}
 
 
 def _pays_unrolled(loop: gs.Node, question: Question, asking: Asking) -> bool:

@@ -89,3 +89,71 @@ def looping(rounds: int = 3, size: int = 64, channels: int = 32) -> ModelProto:
         }}""",
         k=(c, c, 3, 3),
     )
+
+
+def decoding(most: int = 12, width: int = 32, words: int = 20) -> ModelProto:
+    """An encoder of an image, and a greedy decoder that attends to it until all rows have ended.
+
+    As exporters write it: keys and values are computed in each round, words are joined to those
+    before them, so how many come out is for the data to say.
+    """
+    d, n = width, words
+    return with_weights(
+        f"""
+        g (float[batch,1,16,wide] image) => (int64[batch,length] tokens, float[batch,{d}] state)
+        <int64 most = {{{most}}}, bool yes = {{1}}, int64 end = {{1}}, int64[1] first = {{0}},
+         int64[1] two = {{2}}, int64[1] one = {{1}}, int64[1] none = {{0}}, int64[1] wide = {{{d}}}>
+        {{
+            [enc1]  e1 = Conv <strides = [2, 2], pads = [1, 1, 1, 1]> (image, k1)
+            [enc2]  e2 = Relu (e1)
+            [enc3]  e3 = Conv <strides = [2, 1], pads = [1, 1, 1, 1]> (e2, k2)
+            [enc4]  e4 = ReduceMean <axes = [2], keepdims = 0> (e3)
+            [enc5]  memory = Transpose <perm = [0, 2, 1]> (e4)
+            [size]  batch = Shape <start = 0, end = 1> (memory)
+            [size1] empty = Concat <axis = 0> (batch, none)
+            [size2] full = Concat <axis = 0> (batch, wide)
+            [t0]    tokens0 = ConstantOfShape <value = int64[1] {{0}}> (empty)
+            [h0]    state0 = ConstantOfShape <value = float[1] {{0}}> (full)
+            [w0]    word0 = ConstantOfShape <value = int64[1] {{0}}> (batch)
+            [d0]    done0 = ConstantOfShape <value = bool[1] {{0}}> (batch)
+            [loop]  last, tokens, state, ended = Loop (most, yes, word0, tokens0, state0, done0) <
+                body = step (int64 i, bool go, int64[batch] word, int64[batch,before] said,
+                             float[batch,{d}] h, bool[batch] done)
+                    => (bool on, int64[batch] next, int64[batch,after] more, float[batch,{d}] h2,
+                        bool[batch] done2)
+                {{
+                    [keys]   k = MatMul (memory, wk)
+                    [values] v = MatMul (memory, wv)
+                    [turn]   kt = Transpose <perm = [0, 2, 1]> (k)
+                    [embed]  e = Gather (words, word)
+                    [query]  q = MatMul (h, wq)
+                    [row]    q1 = Unsqueeze (q, one)
+                    [score]  s = MatMul (q1, kt)
+                    [soft]   a = Softmax (s)
+                    [mix]    c = MatMul (a, v)
+                    [flat]   c1 = Squeeze (c, one)
+                    [sum]    u = Add (c1, e)
+                    [cell]   u1 = MatMul (h, wh)
+                    [sum2]   u2 = Add (u, u1)
+                    [tanh]   h2 = Tanh (u2)
+                    [out]    l = MatMul (h2, wo)
+                    [best]   next = ArgMax <axis = 1, keepdims = 0> (l)
+                    [column] n1 = Unsqueeze (next, one)
+                    [say]    more = Concat <axis = 1> (said, n1)
+                    [stop]   x = Equal (next, end)
+                    [either] done2 = Or (done, x)
+                    [open]   o = Not (done2)
+                    [count]  o1 = Cast <to = 6> (o)
+                    [any]    o2 = ReduceMax <keepdims = 0> (o1)
+                    [on]     on = Cast <to = 9> (o2)
+                }}>
+        }}""",
+        k1=(d, 1, 3, 3),
+        k2=(d, d, 3, 3),
+        wk=(d, d),
+        wv=(d, d),
+        wq=(d, d),
+        wh=(d, d),
+        wo=(d, n),
+        words=(n, d),
+    )
