@@ -512,7 +512,7 @@ class Executor:
     ) -> tuple[Engine | None, int, str | None]:
         """Return the engine that runs ``stage`` and the profile that holds ``given``, or why not."""
         if stage.runtime == "torch":
-            return None, 0, f"the module of {', '.join(reason.op for reason in stage.why)}"
+            return None, 0, "; ".join(reason.text for reason in stage.why) or "its module"
         if stage.runtime != "tensorrt":
             refused = ", ".join(dict.fromkeys(reason.op for reason in stage.why))
             return None, 0, f"fallback for {refused}" if refused else "fallback"

@@ -223,8 +223,12 @@ def _where(report: RunReport, with_engine: AbstractSet[int]) -> str:
     if instead:
         why = "; ".join(dict.fromkeys(run.why for run in instead if run.why))
         parts.append(f"{_stages(instead)} as ONNX on ONNX Runtime, NOT as engines ({why})")
-    if fallback:
-        parts.append(f"{_stages(fallback)} on ONNX Runtime, as fallback")
+    torch = [run for run in fallback if run.runtime == "torch"]
+    if rest := [run for run in fallback if run not in torch]:
+        parts.append(f"{_stages(rest)} on ONNX Runtime, as fallback")
+    if torch:
+        device = "the CPU" if torch[0].device == "cpu" else torch[0].device
+        parts.append(f"{_stages(torch)} on torch, on {device}")
     return f"package, target {report.target}: {'; '.join(parts)}"
 
 
