@@ -9,7 +9,7 @@ Beside optc's own `PEERS` has, written anew from what is public of them, those o
   that are part of a cycle are dropped, which runs of a topological order never are. Then, if all
   groups together make no cycle, they become one. The order is that of ``GraphViewer``: by index
   among what is ready, Shape and Size first, in providers of today; depth first, back from what
-  nobody reads, in older ones (to 1.13). The parser is taken to name all it refuses at once; the real
+  nobody reads, in older ones. The parser is taken to name all it refuses at once; the real
   one names some a round, and after ``trt_max_partition_iterations`` (1,000) rounds nothing at all
   goes to TensorRT. Nothing is dropped for its size (``trt_min_subgraph_size`` is 1).
 - **ONNX Runtime's other providers** (`waves`): ``utils::CreateSupportedPartitions`` in
@@ -500,7 +500,7 @@ def running_order(dag: Dag, engines: Engines) -> list[Part]:
 
 PEERS: dict[str, Callable[[Dag], Engines]] = {
     "ort-trt": runs_by_index,
-    "ort-trt-1.13": runs_by_depth,
+    "ort-trt-depth": runs_by_depth,
     "ort-others": waves,
     "torch.fx": merged_backwards,
     "torch.fx-edges": merged_along_edges,

@@ -1,6 +1,6 @@
 """Compares how optc cuts graphs with how ONNX Runtime and torch.fx do.
 
-    python tests/bench/partitioner_peers.py [SPEC...] [--nodes N]... [--seeds N] [--json FILE]
+    python tests/bench/partitioner_peers.py [DIR...] [--nodes N]... [--seeds N] [--json FILE]
     python tests/bench/partitioner_peers.py --validate N
 
 What peers do is written anew from what is public of it (partitioner.py); nothing of theirs runs here,
@@ -10,12 +10,13 @@ own Python version of the rule of providers other than TensorRT's; the groups th
 itself makes of a model with refused nodes. What ONNX Runtime's TensorRT provider makes of these
 groups cannot be run without a GPU.
 
-Without SPECs: random graphs like those of networks with some nodes refused. Each is listed in other
+Without DIRs: random graphs like those of networks with some nodes refused. Each is listed in other
 orders, too: a cut should not depend on it.
 
-With SPECs: their models, not legalised, for the first target. What TensorRT refuses is what optc's
-own oracle says, and is the same for all; so is the graph, which is the optimised one. Engines of
-peers that hold nothing but the arithmetic of sizes do not count.
+With DIRs, which are packages: the models in them. What is off TensorRT is what the manifest says, for
+each target, and is the same for all; so is the graph, the optimised one. Where TensorRT refuses most
+is seen with ``passes: {legalise: false}`` and ``partition: {cost: {keep_share: 0}}`` in the specs.
+Engines of peers that hold nothing but the arithmetic of sizes do not count.
 
     engines     how many there are
     rest        stages outside them, as few as there can be with these engines
@@ -37,10 +38,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx
 from growth import slope
 from partitioner import (
     PEERS,
@@ -52,6 +54,11 @@ from partitioner import (
     running_order,
     stages_of,
 )
+
+from optc.optimizer.partition import Question
+from optc.passes.graph import import_model, reads
+from optc.passes.shape import infer
+from optc.specs.manifest import read_manifest
 
 OURS = "optc"
 NODES = (250, 1_000, 5_000, 20_000, 50_000)
@@ -157,55 +164,51 @@ def random_rows(sizes: Sequence[int], seeds: int) -> Iterator[Row]:
             yield row
 
 
-# --- real models ---------------------------------------------------------------------------------
+# --- packages ------------------------------------------------------------------------------------
 
 
-def real_row(path: Path) -> Row:
-    """Cut the model of a spec by every rule, with what TensorRT refuses of it."""
-    from optc.optimizer.compile import plan_package
-    from optc.optimizer.prepare import prepare
-    from optc.optimizer.progress import Silent
-    from optc.passes import registry
-    from optc.specs.check import check
-
-    checked = check(path, known_passes=registry.names, options_of=registry.options_of)
-    spec = checked.spec
-    partition = spec.partition.model_copy(
-        update={"cost": spec.partition.cost.model_copy(update={"keep_share": 0.0})}
-    )
-    passes = spec.passes.model_copy(update={"legalise": False})
-    spec = spec.model_copy(update={"passes": passes, "partition": partition})
-    checked = replace(checked, spec=spec)
-    manifest = plan_package(checked, targets=[spec.targets[0].name]).manifest
-    question = prepare(checked, Silent()).question
-    free = {node.name for node in question.graph.nodes if question.is_free(node)}
-    off = {
-        name
-        for stage in manifest.stages
-        if stage.runtime != "tensorrt"
-        for name in stage.nodes
-        if name not in free or name in {reason.node for reason in stage.why}
+def package_rows(folder: Path) -> Iterator[Row]:
+    """Cut the model of a package by every rule, for each of its targets."""
+    manifest = read_manifest(folder)
+    graph = import_model(onnx.load(folder / manifest.graph, load_external_data=False), folder)
+    ranges = {
+        name: (min(p[name].min for p in profiles), max(p[name].max for p in profiles))
+        for profiles in [manifest.profiles]
+        for name in profiles[0]
     }
+    shapes = infer(graph, opset=graph.opset, ranges=ranges)
+    question = Question(graph, shapes, manifest.profiles, {}, frozenset(), {})
+    free = {node.name for node in graph.nodes if question.is_free(node)}
+    for target in manifest.targets:
+        off = {
+            name
+            for stage in manifest.stages_of(target)
+            if stage.runtime != "tensorrt"
+            for name in stage.nodes
+            if name not in free or name in {reason.node for reason in stage.why}
+        }
+        yield package_row(f"{folder.name}, {target.name}", question, free, off)
+
+
+def package_row(name: str, question: Question, free: set[str], off: set[str]) -> Row:
+    """Cut the graph of ``question`` by every rule."""
     dag, names = dag_of(question, off)
-    row = Row(path.stem, len(dag), len(off))
-
-    def bytes_of(tensor: object) -> int:
-        return question.bytes_of(str(tensor)) or 0
-
+    row = Row(name, len(dag), len(off))
     stages, seconds = timed(lambda: question.split(off))
-    row.results[OURS] = Result.of(figures(parts_of(stages), bytes_of), seconds)
-    for name, rule in PEERS.items():
+    parts = parts_of(stages)
+    row.results[OURS] = Result.of(
+        figures(parts, lambda tensor: question.bytes_of(str(tensor)) or 0), seconds
+    )
+    for peer, rule in PEERS.items():
         engines, seconds = timed(lambda rule=rule: rule(dag), repeat=1)
         working = [each for each in engines if any(names[node] not in free for node in each)]
         parts = running_order(dag, working)
-        row.results[name] = Result.of(figures(parts, dag.sizes.__getitem__), seconds)
+        row.results[peer] = Result.of(figures(parts, dag.sizes.__getitem__), seconds)
     return row
 
 
-def dag_of(question: Any, off: set[str]) -> tuple[Dag, list[str]]:
+def dag_of(question: Question, off: set[str]) -> tuple[Dag, list[str]]:
     """Return the graph of ``question`` as partitioners see it, and the names of its nodes."""
-    from optc.passes.graph import reads
-
     nodes = question.graph.nodes
     number: dict[str, int] = {}
     for node in nodes:
@@ -329,7 +332,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("specs", nargs="*", type=Path, metavar="SPEC")
+    parser.add_argument("packages", nargs="*", type=Path, metavar="DIR")
     parser.add_argument("--nodes", type=int, action="append", help=f"[default: {NODES}]")
     parser.add_argument("--seeds", type=int, default=5, help="graphs of a size [default: 5]")
     parser.add_argument(
@@ -341,17 +344,14 @@ def main() -> int:
         from partitioner_check import validate
 
         return validate(given.validate)
-    if given.specs:
-        rows = []
-        for path in given.specs:
-            rows.append(real_row(path))
-            print(f"{path.stem}: {rows[-1].refused} refused", file=sys.stderr, flush=True)
+    if given.packages:
+        rows = [row for folder in given.packages for row in package_rows(folder)]
         groups: list[list[Row]] = [[row] for row in rows]
     else:
         sizes = sorted(given.nodes or NODES)
         rows = list(random_rows(sizes, given.seeds))
         groups = [[row for row in rows if row.nodes == nodes] for nodes in sizes]
-    wrong = report(rows, groups, grows=not given.specs)
+    wrong = report(rows, groups, grows=not given.packages)
     if given.json:
         given.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
     return int(wrong)
