@@ -190,15 +190,14 @@ class Oracle:
             }
             # A crash, or a refusal of the model as a whole, names no node: then ask about all.
             ops = {parts.nodes[name].op_type for name in named}
-            rest = [
+            asked = [
                 node
                 for node in parts.nodes.values()
-                if node.name not in off | refused.keys() | named.keys()
-                and (not named or node.op_type in ops)
+                if node.name not in off | refused.keys() and (not named or node.op_type in ops)
             ]
-            answers = self._alone(parts, rest, setting)
+            answers = self._alone(parts, asked, setting)
             lasting &= all(answer.lasting for answer in answers.values())
-            new = named | _refused(answers)
+            new = _refused(answers) | named
             if not new:  # whatever it is, no node alone brings it about: the build will tell
                 return refused, lasting
             rules.learn(self._probes(parts, [parts.nodes[name] for name in named], setting))
@@ -450,21 +449,22 @@ class Oracle:
     def _key_of_build(self, kind: str, job: BuildJob, fingerprint: Fingerprint) -> str:
         return key_of(
             kind,
-            (job.backend, self._workers.version(job.backend)),
+            (job.backend, self._workers.identity(job.backend)),
             (job.compute_capability, job.tf32),
             fingerprint.shapes_of(job.profiles),
             fingerprint.digest,
         )
 
     def _backend(self, setting: Setting) -> tuple[str, str]:
-        return setting.backend, self._workers.version(setting.backend)
+        return setting.backend, self._workers.identity(setting.backend)
 
 
 class _Rules:
     """Which nodes the parser is known to refuse.
 
-    Only what it refused on its own and in a whole model counts: what is around a node may decide
-    too, and what was answered earlier is not to change what is decided, only how soon.
+    What was answered earlier is not to change what is decided, only how soon. So only that counts
+    which the parser refused on its own and in a whole model, and not what reads sizes that come from
+    outside of it: there it may decide what is around.
     """
 
     def __init__(
@@ -492,7 +492,9 @@ class _Rules:
         """Keep what was named in a whole model and is known to be refused alone, too."""
         for probe in probes.values():
             answer = self._prober.known(probe, self._setting)
-            if answer is not None and answer.by == "parser" and answer.lasting:
+            if answer is None or answer.by != "parser" or not answer.lasting:
+                continue
+            if not takes_sizes(probe.model):
                 self._memory.put(self._key(probe), answer.text, lasting=probe.fingerprint.complete)
                 for node in probe.model.graph.node:
                     if node.name in probe.names:

@@ -363,6 +363,15 @@ def test_what_was_refused_before_is_left_out_of_another_model(
     assert (oracle.counts.parses, oracle.counts.probes) == (1, 0)
 
 
+def test_no_rule_is_made_where_what_is_around_may_decide(workers: Counted, tmp_path: Path) -> None:
+    asked_about(Oracle(workers, tmp_path), REFUSED)
+    workers.asked.clear()
+    asked_about(Oracle(workers, tmp_path), REFUSED.replace("0.5", "0.25"))
+    # Whether an axis is taken depends on how it is computed.
+    assert "bad" in workers.asked[0].nodes
+    assert "find" not in workers.asked[0].nodes
+
+
 class Crashing(Counted):
     """Workers whose library crashes whenever a node is asked about."""
 
