@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.util
 import json
 import math
 import os
@@ -41,7 +42,8 @@ from optc.optimizer.job import (
     Reason,
     Refusal,
 )
-from optc.specs.diagnostic import Diagnostic, EnvironmentFault
+from optc.optimizer.package import sha256_of
+from optc.specs.diagnostic import Diagnostic, EnvironmentFault, InputError, OptcError
 
 _START_LIMIT_SECONDS: Final = 60.0
 _GRACE_SECONDS: Final = 5.0
@@ -61,11 +63,19 @@ class Workers:
 
     Args:
         count: The most children at a time; by default one a core that this process may use.
+        plugins: Libraries of TensorRT plugins that every child loads first.
         grace_seconds: How long after its time limit a child may take to stop by itself.
     """
 
-    def __init__(self, count: int | None = None, *, grace_seconds: float = _GRACE_SECONDS) -> None:
+    def __init__(
+        self,
+        count: int | None = None,
+        *,
+        plugins: Sequence[Path] = (),
+        grace_seconds: float = _GRACE_SECONDS,
+    ) -> None:
         self.count = count or len(os.sched_getaffinity(0))
+        self._plugins = {path.resolve(): sha256_of(path) for path in plugins}
         self._grace_seconds = grace_seconds
         self._workers: list[_Worker] = []
         self._versions: dict[str, str] = {}
@@ -129,6 +139,15 @@ class Workers:
             self._listen()
             self._bury()
         return self._versions[backend]
+
+    def identity(self, backend: str) -> str:
+        """Return all that answers of the library depend on: its version, and the plugins.
+
+        Raises:
+            EnvironmentFault: As `version`.
+            InputError: ``library-not-loadable``.
+        """
+        return " ".join((self.version(backend), *sorted(self._plugins.values())))
 
     def probe(self, jobs: Sequence[ProbeJob]) -> list[ProbeResult]:
         """Return what TensorRT says of each model, in the order of ``jobs``.
@@ -223,7 +242,11 @@ class Workers:
         for key, _ in self._selector.select(timeout):
             worker: _Worker = key.data
             for answer in worker.read():
-                if answer["event"] == "ready":
+                if answer["event"] == "plugin":
+                    worker.plugin = answer["path"]
+                    if answer["why"] is not None:
+                        raise _no_plugin(worker.plugin, answer["why"])
+                elif answer["event"] == "ready":
                     worker.greet(answer)
                     self._versions[worker.backend.name] = answer["version"]
                     self._fixed_addresses = worker.fixed_addresses
@@ -247,7 +270,7 @@ class Workers:
 
     def _spawn_here(self, backend: Backend) -> None:
         # Added by the thread that starts it: an interrupt of the caller cannot come in between.
-        worker = _Worker(backend, Path(self._folder.name))
+        worker = _Worker(backend, Path(self._folder.name), self._plugins)
         self._workers.append(worker)
         self._selector.register(worker.answers, selectors.EVENT_READ, worker)
 
@@ -261,8 +284,10 @@ class Workers:
 class _Worker:
     """One child process and the pipes to it."""
 
-    def __init__(self, backend: Backend, folder: Path) -> None:
+    def __init__(self, backend: Backend, folder: Path, plugins: Iterable[Path]) -> None:
         self.backend = backend
+        self.plugins = list(plugins)
+        self.plugin = ""  # that it is loading, or loaded last
         self.ready = False
         self.fresh = True
         self.fixed_addresses = False
@@ -280,11 +305,13 @@ class _Worker:
                     *(sys.executable, *interpreter_flags(), "-m", "optc.optimizer.worker"),
                     *("--parent", str(os.getpid()), "--module", backend.module),
                     *("--jobs", str(jobs_here), "--answers", str(answers_there)),
+                    *(part for path in self.plugins for part in ("--plugin", str(path))),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 pass_fds=(jobs_here, answers_there),
+                env=_environment(backend, self.folder) if self.plugins else None,
                 start_new_session=True,  # Ctrl-C in the terminal is the parent's to handle
             )
         os.close(jobs_here)
@@ -486,8 +513,37 @@ def _remove_leftovers() -> None:
             continue  # in use, another user's, or removed by another process meanwhile
 
 
-def _broken(worker: _Worker) -> EnvironmentFault:
+def _environment(backend: Backend, folder: Path) -> dict[str, str]:
+    """Return an environment in which the parser finds the library that it adds plugins to.
+
+    It opens that under its name without a version, which Python's packages of TensorRT for RTX do
+    not have; where it does not find it, it ends the process.
+    """
+    package = importlib.util.find_spec(f"{backend.module}_libs")
+    places = package.submodule_search_locations if package is not None else None
+    for place in places or ():
+        for library in Path(place).glob("lib*.so.*"):
+            link = folder / (library.name.partition(".so")[0] + ".so")
+            if not link.exists():
+                link.symlink_to(library)
+    searched = (str(folder), os.environ.get("LD_LIBRARY_PATH"))
+    return {**os.environ, "LD_LIBRARY_PATH": ":".join(filter(None, searched))}
+
+
+def _no_plugin(path: str, why: str) -> InputError:
+    return InputError(
+        Diagnostic(
+            "library-not-loadable",
+            f"TensorRT cannot load the library of plugins `{path}`: {why}",
+            "name a library of plugins that was made for the version of TensorRT here",
+        )
+    )
+
+
+def _broken(worker: _Worker) -> OptcError:
     reason, text, _ = worker.verdict()
+    if worker.plugin:
+        return _no_plugin(worker.plugin, text)
     name = worker.backend.name
     reinstall = f"install it again: pip install --force-reinstall 'optc[{worker.backend.extra}]'"
     said = "".join(f"\n  {line}" for line in worker.tail())

@@ -256,4 +256,4 @@ class Prober:
 
     def key(self, probe: Probe, setting: Setting) -> str:
         """Return what the answer to ``probe`` is kept under."""
-        return probe.key(setting, self._workers.version(setting.backend))
+        return probe.key(setting, self._workers.identity(setting.backend))

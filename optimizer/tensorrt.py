@@ -124,6 +124,24 @@ class _Monitor(trt.IProgressMonitor):
         self._progress(name, fraction)
 
 
+_loaders: list[trt.Builder] = []
+"""What has loaded plugins: their library lives as long."""
+
+
+def load_plugins(path: Path) -> str | None:
+    """Load a library of plugins into this process; return why it cannot be, or None.
+
+    TensorRT reads the creators that its function ``getCreators`` gives.
+    """
+    log = _Log()
+    builder = trt.Builder(log)  # before there is one, the registry has nobody to tell its errors
+    _loaders.append(builder)
+    registry = trt.get_plugin_registry()
+    if registry.load_library(str(path)) is None:
+        return _said(log, "it gives no reason")
+    return None
+
+
 def run(request: Request, progress: Progress) -> Outcome:
     """Parse, and build and write where asked. What the library refuses is in the outcome.
 

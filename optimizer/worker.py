@@ -44,6 +44,9 @@ def main() -> None:
     sys.modules["tensorrt"] = importlib.import_module(arguments.module)
     from optc.optimizer import tensorrt
 
+    for path in arguments.plugin:
+        answers.send(event="plugin", path=path, why=None)  # it may end this process
+        answers.send(event="plugin", path=path, why=tensorrt.load_plugins(Path(path)))
     threading.excepthook = _end
     answers.send(event="ready", version=tensorrt.VERSION, fixed_addresses=fixed_addresses)
     with os.fdopen(arguments.jobs, encoding="utf-8") as jobs:
@@ -65,6 +68,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, required=True)
     parser.add_argument("--answers", type=int, required=True)
     parser.add_argument("--module", required=True)
+    parser.add_argument("--plugin", action="append", default=[])
     parser.add_argument(_EXECUTED_AGAIN, action="store_true")
     return parser.parse_args()
 
