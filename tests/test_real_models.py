@@ -16,6 +16,8 @@ from optc.specs.manifest import Manifest
 
 RealModel = Callable[[str], Path]
 
+NOT_LEGALISED = "passes: {legalise: false}"
+
 
 def compiled(model: Path, folder: Path, dims: str, *lines: str) -> Manifest:
     spec = folder / "spec.yaml"
@@ -43,15 +45,17 @@ def test_the_same_seed_gives_the_same_weights(real_model: RealModel, tmp_path: P
 def test_a_deformable_convolution_is_cut_out_of_a_backbone(
     real_model: RealModel, tmp_path: Path
 ) -> None:
-    as_it_is = "passes: {disable: [decompose-deform-conv]}"
     dims = "{batch: {min: 1, opt: 2, max: 8}}"
-    manifest = compiled(real_model("dcn_resnet18"), tmp_path, dims, as_it_is)
-    runtimes = [stage.runtime for stage in manifest.stages_of(manifest.targets[0])]
+    manifest = compiled(real_model("dcn_resnet18"), tmp_path, dims, NOT_LEGALISED)
+    [target] = manifest.targets
+    runtimes = [stage.runtime for stage in manifest.stages_of(target)]
     assert runtimes == ["tensorrt", "onnxruntime", "tensorrt", "onnxruntime", "tensorrt"]
     for stage in manifest.stages:
-        assert [reason.op for reason in stage.why] == ["DeformConv"] * (
-            stage.runtime == "onnxruntime"
-        )
+        refused = [(reason.op, reason.by) for reason in stage.why]
+        assert refused == [("DeformConv", "parser")] * (stage.runtime == "onnxruntime")
+    reads = [name for stage in manifest.stages if stage.why for name in stage.inputs]
+    assert set(reads) < {crossing.tensor for crossing in target.crossings}
+    assert sum(crossing.boundaries for crossing in target.crossings) == len(target.crossings)
 
 
 def test_a_deformable_convolution_that_is_spelt_out_leaves_one_engine(
@@ -69,12 +73,15 @@ def test_a_deformable_convolution_that_is_spelt_out_leaves_one_engine(
 
 
 def test_a_detector_keeps_its_work_in_engines(real_model: RealModel, tmp_path: Path) -> None:
-    # As it would be without them: to build what they make of it takes longer than a test may.
-    off = "decompose-non-zero, decompose-non-max-suppression, inline-if-not-empty, select-after-concat"
-    disabled = f"passes: {{disable: [{off}]}}"
-    manifest = compiled(real_model("ssd300_vgg16"), tmp_path, "{}", disabled)
+    # Legalised it is one engine, which takes longer to build than a test may.
+    manifest = compiled(real_model("ssd300_vgg16"), tmp_path, "{}", NOT_LEGALISED)
     engines = [stage for stage in manifest.stages if stage.runtime == "tensorrt"]
-    assert sum(stage.flops_share for stage in engines) > 0.99
-    refused = {reason.op for stage in manifest.stages for reason in stage.why}
-    assert {"NonZero", "If"} <= refused  # the bodies of the Ifs hold NonMaxSuppression
+    assert sum(stage.flops_share for stage in engines) > 0.9999
+    assert len(engines) <= 2
+    reasons = [reason for stage in manifest.stages for reason in stage.why]
+    refused = {reason.op: reason.by for reason in reasons if reason.by != "rule"}
+    assert refused == {"NonZero": "parser", "If": "builder"}  # of the bodies' NonMaxSuppression
+    whole = onnx.load(tmp_path / "package" / "model.onnx", load_external_data=False)
+    found = {reason.node for reason in reasons if reason.op == "NonZero"}
+    assert found == {node.name for node in whole.graph.node if node.op_type == "NonZero"}
     assert np.isclose(sum(stage.flops_share for stage in manifest.stages), 1, atol=1e-4)
