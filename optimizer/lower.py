@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx_graphsurgeon as gs
 
 from optc.optimizer.custom_library import Libraries
-from optc.optimizer.reference import OrtRunner
+from optc.optimizer.cut_runner import CutRunner
+from optc.optimizer.reference import OrtRunner, Runner
 from optc.optimizer.simulation import simulated
+from optc.optimizer.torch_module import TorchModule
 from optc.passes.contract import Pass
 from optc.passes.flops import is_product
 from optc.passes.graph import Place, all_nodes, export_model, import_model
@@ -100,11 +103,26 @@ class Lowerer:
         noted = {name: what for record in report.records for name, what in record.noted.items()}
         return Lowered(copy, report.origins, skipped, noted)
 
-    def simulated(self, lowered: Lowered, libraries: Libraries = ()) -> OrtRunner:
-        """Return what computes as ``lowered`` does, on ONNX Runtime."""
+    def simulated(
+        self,
+        lowered: Lowered,
+        libraries: Libraries = (),
+        modules: Mapping[tuple[str, str], TorchModule] = MappingProxyType({}),
+    ) -> Runner:
+        """Return what computes as ``lowered`` does, on ONNX Runtime, and on torch what has a module."""
         model = export_model(lowered.graph, place=self._place, value_info=False)
         model = simulated(model, self._folder)
-        return OrtRunner(model, self._folder, libraries=libraries)
+        if not modules:
+            return OrtRunner(model, self._folder, libraries=libraries)
+        return CutRunner(
+            model,
+            {},
+            self._folder,
+            lambda node: modules.get((node.domain, node.op_type)),
+            lambda part, weights: OrtRunner(
+                part, self._folder, weights=weights, libraries=libraries
+            ),
+        )
 
     def _precision_of(
         self,

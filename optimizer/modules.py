@@ -40,6 +40,7 @@ class Modules:
         self._place = checked.place
         self.files: dict[Key, Path] = {}
         self._keys: dict[Key, tuple[str | int, ...]] = {}  # of the entry in the spec
+        self._loaded: dict[Path, TorchModule] = {}
         for index, operator in enumerate(checked.spec.operators):
             if operator.torch is not None:
                 key = key_of(operator.op)
@@ -85,15 +86,13 @@ class Modules:
         """
         problems: dict[str, Diagnostic] = {}
         notes: dict[str, Diagnostic] = {}
-        loaded: dict[Path, TorchModule | str] = {}
         for node, key in self._used(graph):
             path = self.files[key]
             place = self._place(*self._keys[key], "torch")
-            if path not in loaded:
-                loaded[path] = _loaded(path)
-            module = loaded[path]
-            if isinstance(module, str):
-                problems.setdefault(module, _bad_module(module, place))
+            try:
+                module = self.loaded(key)
+            except ModuleRejected as error:
+                problems.setdefault(str(error), _bad_module(str(error), place))
                 continue
             proto = export_model(_alone(node, graph), value_info=False).graph.node[0]
             for why in module.problems(proto):
@@ -110,6 +109,27 @@ class Modules:
         if problems:
             raise SpecError(*problems.values())
         return list(notes.values())
+
+    def loaded(self, key: Key) -> TorchModule:
+        """Return the module of an operator, loaded once.
+
+        Raises:
+            EnvironmentFault: ``missing-extra``.
+            ModuleRejected: If it does not load.
+        """
+        path = self.files[key]
+        if path not in self._loaded:
+            self._loaded[path] = TorchModule(path)
+        return self._loaded[path]
+
+    def of_graph(self, graph: gs.Graph) -> dict[Key, TorchModule]:
+        """Return the modules that nodes of ``graph`` run on, each loaded once.
+
+        Raises:
+            EnvironmentFault: ``missing-extra``.
+            ModuleRejected: If one does not load, which `check` has found out.
+        """
+        return {key: self.loaded(key) for _, key in self._used(graph)}
 
     def _used(self, graph: gs.Graph) -> Iterator[tuple[gs.Node, Key]]:
         for node in all_nodes(graph):
@@ -168,13 +188,6 @@ class Modules:
     def recorded(self) -> dict[str, str]:
         """Operator as ``domain::op`` -> where its module stands in the package."""
         return {f"{domain}::{op}": path for (domain, op), path in self.packaged.items()}
-
-
-def _loaded(path: Path) -> TorchModule | str:
-    try:
-        return TorchModule(path)
-    except ModuleRejected as error:
-        return str(error)
 
 
 def _bad_module(problem: str, place: Place | None) -> Diagnostic:

@@ -11,16 +11,18 @@ import ctypes
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
+from types import MappingProxyType
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
-from onnx import ModelProto, TensorProto, TypeProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper
 
 from optc.optimizer.custom_library import Libraries, register
 from optc.optimizer.reference import ORT_ERRORS, Array, array_of, ort_value
 from optc.optimizer.simulation import short_floats, simulated
+from optc.optimizer.torch_module import ModuleNode, ModuleRejected, TorchModule
 from optc.passes.graph import DEFAULT_DOMAINS, Node, export_model, nodes_of
 
 IR_VERSION = 10
@@ -85,25 +87,57 @@ class NodeSession:
         return found
 
 
+class ModuleSession:
+    """A node that a torch module runs, on values of ONNX Runtime.
+
+    Args:
+        node: The node; all its inputs are given.
+        module: What runs it.
+    """
+
+    def __init__(self, node: NodeProto, module: TorchModule) -> None:
+        self._node = ModuleNode(node, module, {})
+        self.inputs = tuple(filter(None, node.input))
+        self._outputs = tuple(filter(None, node.output))
+
+    def run(
+        self, given: Sequence[ort.OrtValue], options: ort.RunOptions | None = None
+    ) -> list[ort.OrtValue]:
+        """Return the outputs for ``given``, one value for each of ``inputs``."""
+        values = {name: array_in(value) for name, value in zip(self.inputs, given, strict=True)}
+        try:
+            found = self._node.run(values)
+        except ModuleRejected as error:
+            raise NodeRejected(str(error)) from error
+        return [value_of(found[name]) for name in self._outputs]
+
+
 class NodeSessions:
     """Sessions for the nodes of one graph, each made when it is first asked for.
 
     Args:
         graph: Its operator versions are meant.
         libraries: Of custom operators that it has.
+        modules: Operator, as domain and op -> the torch module that runs its nodes.
 
     Attributes:
         made: How many sessions were made.
     """
 
-    def __init__(self, graph: gs.Graph, libraries: Libraries = ()) -> None:
+    def __init__(
+        self,
+        graph: gs.Graph,
+        libraries: Libraries = (),
+        modules: Mapping[tuple[str, str], TorchModule] = MappingProxyType({}),
+    ) -> None:
         self._libraries = libraries
+        self._modules = modules
         self._domains = graph.import_domains or [helper.make_opsetid("", graph.opset)]
         self._ir_version = max(IR_VERSION, helper.find_min_ir_version_for(self._domains, True))
         self._known: dict[tuple[bytes, bool], NodeSession] = {}
         self.made = 0
 
-    def of_node(self, node: gs.Node, given: Sequence[ort.OrtValue]) -> NodeSession:
+    def of_node(self, node: gs.Node, given: Sequence[ort.OrtValue]) -> NodeSession | ModuleSession:
         """Return the session that computes ``node``, which has no bodies.
 
         Args:
@@ -116,6 +150,8 @@ class NodeSessions:
         names = [tensor.name for tensor in read if tensor.name]
         outputs = [tensor.name for tensor in made if tensor.name]
         model = self.model(alone, dict(zip(names, given, strict=True)), outputs)
+        if (module := self._modules.get((node.domain or "", node.op))) is not None:
+            return ModuleSession(model.graph.node[0], module)
         key = (model.SerializeToString(deterministic=True), _is_large(given))
         if key not in self._known:
             self._known[key] = self.of_model(model, given)

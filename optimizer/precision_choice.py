@@ -36,7 +36,7 @@ from optc.optimizer.precision_search import Candidate, Found, Problem, search
 from optc.optimizer.prepare import Prepared
 from optc.optimizer.progress import Progress
 from optc.optimizer.range_cache import Origin, identity_of, ranges_of
-from optc.optimizer.reference import ORT_ERRORS, OrtRunner, Rejected
+from optc.optimizer.reference import ORT_ERRORS, Rejected, Runner
 from optc.optimizer.samples import Sample, check_no_leak, samples_of
 from optc.optimizer.simulator import Reference, See, Simulator
 from optc.passes.flops import is_product
@@ -163,6 +163,7 @@ class Chooser:
                 self._prepared.shapes,
                 floats=self.wanted.floats,
                 libraries=self._prepared.operators.libraries,
+                modules=self._prepared.modules.of_graph(graph),
             )
 
         tensors = {
@@ -244,6 +245,7 @@ class Chooser:
             floats=self.wanted.floats,
             amax=self._amax,
             libraries=self._prepared.operators.libraries,
+            modules=self._prepared.modules.of_graph(self._prepared.graph),
         )
         criteria = Criteria.of(spec.verify, spec.precision.default, self._prepared.outputs)
         problem = Problem(
@@ -281,7 +283,7 @@ class Chooser:
         if not found.met or not found.complete:
             self._notes.append(self._shortfall(found))
 
-    def _as_written(self, found: Found, lowerer: Lowerer) -> OrtRunner | None:
+    def _as_written(self, found: Found, lowerer: Lowerer) -> Runner | None:
         """Return the model as it is written, simulated; None where that is as it was searched.
 
         A node is left in fp32 where that saves Casts. It then rounds less, and yet what comes out may
@@ -293,7 +295,11 @@ class Chooser:
         if self.wanted.lowest == "fp16" and not asked.keys() & lowered.skipped.keys():
             return None
         try:
-            return lowerer.simulated(lowered, self._prepared.operators.libraries)
+            return lowerer.simulated(
+                lowered,
+                self._prepared.operators.libraries,
+                self._prepared.modules.of_graph(lowered.graph),
+            )
         except ORT_ERRORS:
             return (
                 None  # the whole in one piece is not what will run: verification has the last word
@@ -448,7 +454,7 @@ class Chooser:
 
 def _badness(
     simulator: Simulator,
-    written: OrtRunner,
+    written: Runner,
     samples: Sequence[measure.Sample],
     criteria: Criteria,
 ) -> float:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ from optc.optimizer.custom_library import Libraries
 from optc.optimizer.made_up import available_bytes
 from optc.optimizer.node_rounding import Rounding, Roundings, rounded_in_bodies
 from optc.optimizer.node_session import (
+    ModuleSession,
     NodeRejected,
     NodeSession,
     NodeSessions,
@@ -40,6 +42,7 @@ from optc.optimizer.node_session import (
     value_of,
 )
 from optc.optimizer.reference import Array, owned
+from optc.optimizer.torch_module import TorchModule
 from optc.passes.determinism import RANDOM
 from optc.passes.graph import all_nodes, bodies_of, reads
 from optc.passes.linear import peek
@@ -147,6 +150,7 @@ class Simulator:
         floats: What nodes in int8 and fp8 take and give.
         amax: Name of a tensor -> the largest magnitude that its quantised values stand for.
         libraries: Of custom operators that it has.
+        modules: Operator, as domain and op -> the torch module that runs its nodes.
 
     Attributes:
         runs: How often `run` ran.
@@ -160,6 +164,7 @@ class Simulator:
         floats: Float,
         amax: Mapping[str, float] | None = None,
         libraries: Libraries = (),
+        modules: Mapping[tuple[str, str], TorchModule] = MappingProxyType({}),
     ) -> None:
         self.runs = 0
         self._graph = graph
@@ -173,8 +178,8 @@ class Simulator:
         }
         self._outputs = tuple(tensor.name for tensor in graph.outputs)
         self._roundings = Roundings(graph, shapes)
-        self._sessions = NodeSessions(graph, libraries)
-        self._session_of: dict[int, NodeSession] = {}
+        self._sessions = NodeSessions(graph, libraries, modules)
+        self._session_of: dict[int, NodeSession | ModuleSession] = {}
         self._with_bodies: dict[tuple[int, frozenset[Any]], NodeSession] = {}
         self._operands: dict[tuple[int, EightBits], Operands | None] = {}
         self._constants = _Constants()
