@@ -113,8 +113,9 @@ def compile_package(
     progress = progress or Silent()
     wanted = _targets(checked, targets)
     after = None if dump_after is None else dumps(folder, dump_after)
-    with Operators(checked).declared(), writing(folder) as writer:
-        with Workers() as workers:
+    operators = Operators(checked)
+    with operators.declared(), writing(folder) as writer:
+        with Workers(plugins=operators.plugins) as workers:
             _start(workers, wanted)
             prepared = prepare(_meant(checked, stage, progress), progress, after)
             # Known by the time it is written down: hashing and building are done side by side.
@@ -172,10 +173,11 @@ def plan_package(
     """
     progress = progress or Silent()
     wanted = _targets(checked, targets)
+    operators = Operators(checked)
     with (
         tempfile.TemporaryDirectory(prefix="optc-plan-") as folder,
-        Workers() as workers,
-        Operators(checked).declared(),
+        Workers(plugins=operators.plugins) as workers,
+        operators.declared(),
     ):
         _start(workers, wanted)
         prepared = prepare(_meant(checked, stage, progress), progress)
@@ -379,6 +381,7 @@ def _decided(
     rounds = settle(
         question, plans, engines.build if build else None, engines.blame, engines.legalise
     )
+    prepared.operators.check_plans(question, plans)
     return Decided.of(prepared, plans, rounds, engines, choice), engines
 
 
@@ -410,12 +413,22 @@ def _hold(prepared: Prepared, outcome: Outcome, writer: PackageWriter, progress:
             asked=asked,
             step=progress.step,
         )
+    elif op := prepared.operators.run_by_plugins_alone(prepared.graph):
+        outcome.notes.append(
+            Diagnostic(
+                "nothing-verified",
+                f"only engines run {op}, so there is no original to hold the package against",
+                "name a library of ONNX Runtime for it under `operators`, too",
+                severity="warning",
+            )
+        )
     else:
         outcome.verification = quick_check(package, checked.model_path)
-    if any(case.kind == "rejected" for case in outcome.verification.not_compared):
-        prepared.question.check_profiles()
-    outcome.notes += outcome.verification.notes
-    outcome.unmet += outcome.verification.unmet
+    if outcome.verification is not None:
+        if any(case.kind == "rejected" for case in outcome.verification.not_compared):
+            prepared.question.check_profiles()
+        outcome.notes += outcome.verification.notes
+        outcome.unmet += outcome.verification.unmet
     if checked.spec.gate is not None:
         outcome.unmet += check_gate(checked.spec.gate, outcome.manifest, checked.place)
 

@@ -7,8 +7,9 @@ none. The two libraries have one interface; the code is checked as code for Tens
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -35,6 +36,10 @@ _DTYPES: dict[str, npt.DTypeLike] = {
     "BOOL": np.bool_,
 }
 """TensorRT's name of a dtype -> numpy's. Those of 4 bits cannot cross an engine's boundary here."""
+
+
+_LOADED: set[Path] = set()
+"""Libraries of plugins that this process has: TensorRT refuses a second one of the same names."""
 
 
 class NoGpu(Exception):
@@ -98,17 +103,23 @@ class Engine:
     Args:
         backend: As the manifest names it.
         data: The engine file.
+        plugins: Libraries of the plugins in it.
 
     Raises:
         EngineFault: Where the library does not take it.
     """
 
-    def __init__(self, backend: str, data: bytes) -> None:
+    def __init__(self, backend: str, data: bytes, plugins: Sequence[Path] = ()) -> None:
         library = importlib.import_module(backend_of(backend).module)
         self._cuda = _cuda_runtime()
         self._library: Any = library
         self._log = _log(library)
         self._runtime: trt.Runtime = library.Runtime(self._log)
+        for path in plugins:
+            if path.resolve() not in _LOADED:
+                if library.get_plugin_registry().load_library(str(path)) is None:
+                    raise EngineFault(self._said(f"the plugins `{path}` cannot be loaded"))
+                _LOADED.add(path.resolve())
         engine: trt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise EngineFault(self._said("the engine cannot be deserialised"))

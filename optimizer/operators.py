@@ -90,6 +90,13 @@ class Operators:
                 if operator.tensorrt is None and (runtime := _runtime(operator)) is not None:
                     yield node, operator, runtime
 
+    def run_by_plugins_alone(self, graph: gs.Graph) -> str | None:
+        """Return an operator of ``graph`` that nothing but TensorRT runs; None where there is none."""
+        for _, operator in self.used_by(graph.nodes):
+            if _runtime(operator) is None:
+                return operator.op
+        return None
+
     # --- whether it is as declared ---------------------------------------------------------------
 
     def check(self, graph: gs.Graph, shapes: Shapes) -> None:

@@ -534,9 +534,12 @@ class Executor:
 
         if stage.id not in self._engines:
             file = stage.engines[target.name].file
-            self._check_once(file)
+            for path in (file, *stage.plugins):
+                self._check_once(path)
+            plugins = [self._folder / path for path in stage.plugins]
             try:
-                self._engines[stage.id] = Engine(target.backend, (self._folder / file).read_bytes())
+                data = (self._folder / file).read_bytes()
+                self._engines[stage.id] = Engine(target.backend, data, plugins)
             except EngineFault as error:
                 self._engines[stage.id] = str(error)
         return self._engines[stage.id]
