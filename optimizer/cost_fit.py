@@ -358,8 +358,7 @@ def render(measured: MeasuredCost) -> str:
         use = "" if stage.used else " (not used)"
         lines.append(
             f"  stage {stage.id} on {stage.runtime}, {stage.device}: "
-            f"{time_text(stage.measured_us)}, by the fitted cost model "
-            f"{time_text(stage.predicted_us)}{use}"
+            f"{time_text(stage.measured_us)}, by the cost model {time_text(stage.predicted_us)}{use}"
         )
     told = ", ".join(f"{name} {value:g}" for name, value in measured.constants.items())
     lines.append(f"told: {told or 'nothing'}")

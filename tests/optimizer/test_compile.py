@@ -204,6 +204,32 @@ def test_a_gate_that_is_not_met_says_what_costs_it_and_leaves_the_package(tmp_pa
     assert (tmp_path / "out" / "manifest.json").exists()
 
 
+def test_a_gate_on_bytes_counts_what_crosses_at_its_largest(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, CUT, "gate: {max_boundary_bytes: 0}")
+    outcome = compiled(spec, tmp_path / "out")
+    assert outcome.exit_code == 3
+    assert [problem.code for problem in outcome.unmet] == ["gate-max-boundary-bytes"]
+    (target,) = outcome.manifest.targets
+    most = sum((each.most_bytes or 0) * each.boundaries for each in target.crossings)
+    usual = sum((each.bytes or 0) * each.boundaries for each in target.crossings)
+    assert most == 2 * usual > 0  # batch 4 at most, 2 as a rule
+    assert f"up to {most:,} bytes cross" in outcome.unmet[0].problem
+    spec = spec_of(tmp_path, CUT, f"gate: {{max_boundary_bytes: {most}}}")
+    assert compiled(spec, tmp_path / "out").exit_code == 0
+
+
+def test_what_calls_and_stages_are_taken_to_need_follows_the_spec(tmp_path: Path) -> None:
+    manifest = compiled(spec_of(tmp_path, CUT), tmp_path / "out").manifest
+    stages = [stage.estimate_us or 0 for stage in manifest.stages]
+    assert all(stage > 0 for stage in stages)
+    assert sum(stages) < (manifest.targets[0].estimate_us or 0)
+    slower = "partition: {cost: {launch_us: 1000}}"
+    manifest = compiled(spec_of(tmp_path, CUT, slower), tmp_path / "out").manifest
+    engines = [s.estimate_us or 0 for s in manifest.stages if s.runtime == "tensorrt"]
+    assert all(engine >= 1000 for engine in engines)
+    assert len(engines) == 2  # each has enough of the FLOPs to stay whatever it costs
+
+
 def test_a_plan_decides_what_a_compile_does_and_writes_nothing(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, CUT)
     checked = check(spec, known_passes=registry.names)
