@@ -1,0 +1,267 @@
+"""Puts what is to be split into levels: the fewest engines, and then the fewest bytes between stages.
+
+Items are the parts that cannot be cut, in topological order: nodes, or nodes that stay together. Each
+is *on* TensorRT or off it. A level has two slots, first that of its fallback stage, then that of its
+engine: slot = 2 * level + [on]. Arcs say which levels are possible,
+
+    level(reader) >= level(maker) + step,    step = 1 from on to off, and where a point cuts, else 0
+
+so the earliest levels need as many engines as the worst path alternates, which any scheme does.
+Within them many items may stand elsewhere. A tensor counts at every slot it lives across:
+
+    cost = sum over tensors of bytes * (last slot of its readers - slot of its maker)
+
+That is an L-natural-convex function of the levels (Murota, Discrete Convex Analysis, 2003): where no
+set of items can move up by one level and make it cheaper, no other levels are cheaper. The best set to
+move is the smallest maximum closure of a small network, a minimum cut. From the earliest levels such
+moves lead to the lowest of all cheapest placements, which does not depend on the order of the items.
+
+A set moves as far at once as what it gains stays the same, and only the surroundings of what moved are
+looked at again; so the time is near-linear, though the result is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from optc.passes.minimum_cut import ENDLESS, Network
+
+Item = int
+
+
+@dataclass(frozen=True, slots=True)
+class Arc:
+    """That ``reader`` stands at least ``step`` levels above ``maker``, which has a lower number."""
+
+    maker: Item
+    reader: Item
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A tensor that may pass between stages: its maker, its readers, and what it weighs."""
+
+    maker: Item
+    readers: tuple[Item, ...]
+    weight: int
+
+
+def place(on: Sequence[bool], arcs: Iterable[Arc], tensors: Iterable[Passed]) -> list[int]:
+    """Return the level of each item.
+
+    Args:
+        on: For each item, whether it is on TensorRT. Items are in topological order.
+        arcs: What stands above what. Readers of tensors are above their makers by arcs, too.
+        tensors: What costs where it passes between stages. Inputs of the model are not among them:
+            they come from the caller, whoever reads them.
+    """
+    return _Placement(on, arcs, tensors).levels()
+
+
+def cost(on: Sequence[bool], levels: Sequence[int], tensors: Iterable[Passed]) -> int:
+    """Return the bytes that pass between stages, each at every slot that it lives across."""
+    slots = [2 * level + on[item] for item, level in enumerate(levels)]
+    return sum(
+        t.weight * (max(slots[reader] for reader in t.readers) - slots[t.maker])
+        for t in tensors
+        if t.readers
+    )
+
+
+class _Placement:
+    def __init__(self, on: Sequence[bool], arcs: Iterable[Arc], tensors: Iterable[Passed]) -> None:
+        self.on = on
+        self.above: list[list[tuple[Item, int]]] = [[] for _ in on]
+        self.below: list[list[tuple[Item, int]]] = [[] for _ in on]
+        for arc in arcs:
+            self.above[arc.maker].append((arc.reader, arc.step))
+            self.below[arc.reader].append((arc.maker, arc.step))
+        self.tensors = [tensor for tensor in tensors if tensor.readers and tensor.weight]
+        self.made: list[list[int]] = [[] for _ in on]  # by the number of the tensor
+        self.read: list[list[int]] = [[] for _ in on]
+        for number, tensor in enumerate(self.tensors):
+            self.made[tensor.maker].append(number)
+            for reader in tensor.readers:
+                self.read[reader].append(number)
+        self.level = self._earliest()
+        self.latest = self._latest()
+        self._held: dict[Item, bool] = {}
+
+    def _earliest(self) -> list[int]:
+        levels: list[int] = []
+        for below in self.below:
+            levels.append(max((levels[maker] + step for maker, step in below), default=0))
+        return levels
+
+    def _latest(self) -> list[int]:
+        """Return the highest levels that need no further engine."""
+        engines = max(
+            (level for level, on in zip(self.level, self.on, strict=True) if on), default=-1
+        )
+        latest = [engines if on else engines + 1 for on in self.on]
+        for item in reversed(range(len(latest))):
+            ends = [latest[reader] - step for reader, step in self.above[item]]
+            latest[item] = min([latest[item], *ends])
+        return latest
+
+    def levels(self) -> list[int]:
+        """Move items up until no move makes it cheaper, and return the levels."""
+        waiting = [item for item, level in enumerate(self.level) if level < self.latest[item]]
+        while waiting:
+            self._held = {}
+            moved: set[Item] = set()
+            seen: set[Item] = set()
+            for item in waiting:
+                if item in seen or self._is_held(item):
+                    continue
+                region = self._region(item)
+                seen |= region
+                for part in self._parts(self._best_move(region)):
+                    for each in part:
+                        self.level[each] += self._stride
+                    moved |= part
+            waiting = sorted(self._around(moved))
+        return self.level
+
+    def _slot(self, item: Item) -> int:
+        return 2 * self.level[item] + self.on[item]
+
+    # --- which items can move up by one, and which have to do it together ------------------------
+
+    def _is_held(self, item: Item) -> bool:
+        """Whether ``item``, or what would have to move with it, is at its latest level."""
+        held = self._held
+        path = [item]
+        while path:
+            at = path[-1]
+            if at in held:
+                path.pop()
+                continue
+            tight = self._tight(at)
+            if self.level[at] >= self.latest[at] or any(held.get(reader) for reader in tight):
+                held[at] = True
+            elif unknown := [reader for reader in tight if reader not in held]:
+                path += unknown
+                continue
+            else:
+                held[at] = False
+            path.pop()
+        return held[item]
+
+    def _tight(self, item: Item) -> list[Item]:
+        """Return the items that have to move where ``item`` moves by one level."""
+        level = self.level
+        return [reader for reader, step in self.above[item] if level[reader] == level[item] + step]
+
+    def _payers(self, number: int) -> tuple[list[Item], list[Item]]:
+        """Return the readers that make a tensor live longer: by two slots, and by one."""
+        slots = [(self._slot(reader), reader) for reader in self.tensors[number].readers]
+        last = max(slots)[0]
+        return (
+            [reader for slot, reader in slots if slot == last],
+            [reader for slot, reader in slots if slot == last - 1],
+        )
+
+    def _region(self, start: Item) -> set[Item]:
+        """Return the items that can move and that share a tensor or a tight arc, from ``start`` on."""
+        found = {start}
+        queue = [start]
+        while queue:
+            item = queue.pop()
+            for near in self._near(item):
+                if near not in found and not self._is_held(near):
+                    found.add(near)
+                    queue.append(near)
+        return found
+
+    def _near(self, item: Item) -> Iterable[Item]:
+        yield from self._tight(item)
+        for maker, step in self.below[item]:
+            if self.level[item] == self.level[maker] + step:
+                yield maker
+        for number in self.made[item]:
+            by_two, by_one = self._payers(number)
+            yield from (*by_two, *by_one)
+        for number in self.read[item]:
+            by_two, by_one = self._payers(number)
+            if item in by_two or item in by_one:
+                yield from (self.tensors[number].maker, *by_two, *by_one)
+
+    # --- the best set to move --------------------------------------------------------------------
+
+    def _best_move(self, region: set[Item]) -> set[Item]:
+        """Return the smallest set of ``region`` whose move up by one level saves the most."""
+        network = Network()
+        source, sink = "source", "sink"
+        total = 0
+        numbers: set[int] = set()
+        for item in region:
+            gain = sum(2 * self.tensors[number].weight for number in self.made[item])
+            if gain:
+                network.add(source, item, gain)
+                total += gain
+            for reader in self._tight(item):
+                network.add(item, reader, ENDLESS)
+            numbers.update(self.read[item])
+        if not total:
+            return set()
+        for number in numbers:
+            by_two, by_one = self._payers(number)
+            weight = self.tensors[number].weight
+            held = [reader for reader in (*by_two, *by_one) if reader in region]
+            if not held:
+                continue
+            network.add(("one", number), sink, weight)
+            for reader in held:
+                network.add(reader, ("one", number), ENDLESS)
+            if two := [reader for reader in by_two if reader in region]:
+                network.add(("two", number), sink, weight)
+                for reader in two:
+                    network.add(reader, ("two", number), ENDLESS)
+        if network.sink_side(source, sink, below=total) is None:
+            return set()  # whatever moves costs as much as it gains
+        return {item for item in network.in_reach([source]) if isinstance(item, int)}
+
+    def _parts(self, moving: set[Item]) -> Iterable[set[Item]]:
+        """Yield the connected parts of ``moving``, each when `_stride` says how far it may go."""
+        left = set(moving)
+        while left:
+            part = {left.pop()}
+            queue = list(part)
+            while queue:
+                item = queue.pop()
+                for near in self._near(item):
+                    if near in left:
+                        left.discard(near)
+                        part.add(near)
+                        queue.append(near)
+            self._stride = self._how_far(part)
+            yield part
+
+    def _how_far(self, part: set[Item]) -> int:
+        """Return by how many levels ``part`` may move at once and gain the same by each."""
+        far = min(self.latest[item] - self.level[item] for item in part)
+        for item in part:
+            for reader, step in self.above[item]:
+                if reader not in part:
+                    far = min(far, self.level[reader] - self.level[item] - step)
+            for number in (*self.made[item], *self.read[item]):
+                slots = [(self._slot(each), each in part) for each in self.tensors[number].readers]
+                own = max((slot for slot, moves in slots if moves), default=None)
+                others = max((slot for slot, moves in slots if not moves), default=None)
+                if own is not None and others is not None and own < others:
+                    far = min(far, max(1, (others - own) // 2))
+        return far
+
+    def _around(self, moved: set[Item]) -> set[Item]:
+        """Return the items for which something may have changed as ``moved`` moved."""
+        found = set(moved)
+        for item in moved:
+            found.update(maker for maker, _ in self.below[item])
+            found.update(reader for reader, _ in self.above[item])
+            for number in (*self.made[item], *self.read[item]):
+                found.add(self.tensors[number].maker)
+                found.update(self.tensors[number].readers)
+        return {item for item in found if self.level[item] < self.latest[item]}
