@@ -85,7 +85,7 @@ def test_the_heavy_part_of_a_branch_is_an_engine_in_front(spec_of: Spec) -> None
             "limit": np.array(limit, np.float32),
         }
         expected = numbers(spec.parent / "model.onnx", feed)["y"]
-        np.testing.assert_allclose(package.run(feed)["y"], expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(package.run(feed)["y"], expected, rtol=1e-4, atol=1e-3)
 
 
 def test_a_branch_with_too_little_to_do_stays_whole(spec_of: Spec) -> None:
