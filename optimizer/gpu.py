@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optc.optimizer.backend import backend_of, is_installed
+from optc.optimizer.package import sha256_of
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -38,8 +39,9 @@ _DTYPES: dict[str, npt.DTypeLike] = {
 """TensorRT's name of a dtype -> numpy's. Those of 4 bits cannot cross an engine's boundary here."""
 
 
-_LOADED: set[Path] = set()
-"""Libraries of plugins that this process has: TensorRT refuses a second one of the same names."""
+_LOADED: set[str] = set()
+"""Hashes of the libraries of plugins that this process has, of whichever package: TensorRT refuses
+plugins of a name that it knows already."""
 
 
 class NoGpu(Exception):
@@ -116,10 +118,10 @@ class Engine:
         self._log = _log(library)
         self._runtime: trt.Runtime = library.Runtime(self._log)
         for path in plugins:
-            if path.resolve() not in _LOADED:
+            if (sha256 := sha256_of(path)) not in _LOADED:
                 if library.get_plugin_registry().load_library(str(path)) is None:
                     raise EngineFault(self._said(f"the plugins `{path}` cannot be loaded"))
-                _LOADED.add(path.resolve())
+                _LOADED.add(sha256)
         engine: trt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise EngineFault(self._said("the engine cannot be deserialised"))

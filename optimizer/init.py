@@ -21,10 +21,13 @@ from onnx import helper
 
 from optc.optimizer.model_file import load_graph, read_model
 from optc.optimizer.trial import NotLoadedError, Sizes, Trials
+from optc.passes.graph import all_nodes
 from optc.specs.compile_spec import Range
 from optc.specs.diagnostic import Diagnostic, EnvironmentFault, InputError
 from optc.specs.likely import BATCH
 from optc.specs.model_problem import ResolvedInput
+from optc.specs.operator_entry import operator_entry
+from optc.specs.operator_problem import KNOWN_DOMAINS
 from optc.specs.starter import DECIDE, InputOutline, LikelyRange, likely_ranges, starter_spec
 
 MOST_SECONDS = 12.0
@@ -66,11 +69,35 @@ def starter(model: Path, beside: Path | None = None) -> str:
     Raises:
         ModelError: If the model is at fault.
     """
-    tried = try_out(model, load_graph(read_model(model)))
+    graph = load_graph(read_model(model))
+    tried = try_out(model, graph)
     path = os.path.relpath(model, beside.parent if beside is not None else Path())
     return starter_spec(
-        path, tried.outlines, ranges=tried.ranges, values=tried.values, note=tried.note
+        path,
+        tried.outlines,
+        ranges=tried.ranges,
+        values=tried.values,
+        note=tried.note,
+        operators=_entries(graph),
     )
+
+
+def _entries(graph: gs.Graph) -> list[list[str]]:
+    """Return what to write under `operators`: an entry for each that nobody knows."""
+    first: dict[str, gs.Node] = {}
+    for node in all_nodes(graph):
+        if (node.domain or "") not in KNOWN_DOMAINS:
+            first.setdefault(f"{node.domain}::{node.op}", node)
+    return [
+        operator_entry(
+            op, [_rank(tensor) for tensor in node.inputs], sum(bool(t.name) for t in node.outputs)
+        )
+        for op, node in first.items()
+    ]
+
+
+def _rank(tensor: gs.Tensor) -> int | None:
+    return None if tensor.shape is None else len(tensor.shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,12 @@ version: 1
 model: {model}
 """
 
+_OPERATORS = (
+    f"{DECIDE} what operators return that ONNX does not have, and who runs them. Without it the model",
+    "# does not compile. In `outputs`, `{dtype: int64, shape: [n, k]}` says both dtype and shape.",
+    "# operators:",
+)
+
 _TAIL = """\
 
 targets:
@@ -52,6 +58,7 @@ def starter_spec(
     ranges: Mapping[str, LikelyRange] | None = None,
     values: Mapping[str, tuple[int, int]] | None = None,
     note: str | None = None,
+    operators: Sequence[Sequence[str]] = (),
 ) -> str:
     """Return the text of a spec for a model.
 
@@ -63,6 +70,7 @@ def starter_spec(
         ranges: Of every dynamic axis. None: what `likely_ranges` makes of their names.
         values: Name of an input -> lowest and highest value that it may have.
         note: What else there is to know about made-up input, in one line.
+        operators: An entry of `operators`, in lines, for each operator that nobody knows.
     """
     ranges = likely_ranges(inputs) if ranges is None else ranges
     values = values or {}
@@ -85,6 +93,9 @@ def starter_spec(
         lines.append("dims:")
         for symbol, (range_, comment) in ranges.items():
             lines.append(f"  {written(symbol)}: {range_}" + (f"  {comment}" if comment else ""))
+    if operators:
+        lines += ["", *_OPERATORS]
+        lines += [f"#   {line}" for entry in operators for line in entry]
     return "\n".join(lines) + "\n" + _TAIL
 
 
