@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from optc.optimizer.prepare import Prepared
     from optc.optimizer.record import Decided
 
-MOST_SPLITS, FEWEST_SPLITS = 96, 12
-NODES_SPLIT = 400_000
+MOST_SPLITS, FEWEST_SPLITS = 48, 8
+NODES_SPLIT = 60_000
 """How often a graph is split for an explanation: `NODES_SPLIT` by its nodes, within these bounds."""
 
 Kind = Literal["node", "point", "scope", "range"]
