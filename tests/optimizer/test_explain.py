@@ -188,19 +188,21 @@ def test_what_follows_from_a_refusal_comes_back_with_it() -> None:
     assert (item.what, numbers(item.then)) == ("acme::Peaks", (1, 0, 0, 0))
 
 
-def test_what_would_follow_all_the_same_stays_off() -> None:
+def test_an_axis_that_nothing_bounds_is_an_item_beside_the_node_that_makes_it() -> None:
     question = question_of(COUNTED)
     found = explained(question, {"range": NO})
     items = {item.kind: item for item in found.work}
     assert set(items) == {"node", "range"}
-    # Its size would still come from outside, so TensorRT's taking it would change nothing.
     assert items["node"].nodes == ("range",)
-    assert items["node"].then == found.now
     # With a range for the axis, an engine could begin behind it.
-    assert items["range"].then is not None
-    assert items["range"].then.flops_share > found.now.flops_share
-    assert items["range"].todo == f"give `{items['range'].what}` a range under `dims`"
-    assert found.work[0].kind == "range" or items["range"].then.engines > found.now.engines
+    behind = items["range"]
+    assert behind.todo == f"give `{behind.what}` a range under `dims`"
+    assert "m1" in behind.nodes
+    assert behind.then is not None
+    assert behind.then.flops_share > found.now.flops_share
+    assert behind.then.unbounded == 1  # how large what crosses is, nobody knows yet
+    assert found.all is not None
+    assert numbers(found.all)[:2] == (1, 0)
 
 
 def test_what_an_earlier_round_took_off_is_not_said_to_be_saved() -> None:
