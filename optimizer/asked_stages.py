@@ -7,7 +7,7 @@ to the stage that runs first: there all it reads is at hand, and nobody waits wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from optc.passes.graph import all_nodes, bodies_of, reads
 from optc.passes.shape import Shapes
 from optc.specs.compile_spec import Partition, Selector
-from optc.specs.diagnostic import SpecError
+from optc.specs.diagnostic import Diagnostic, SpecError
 from optc.specs.stage_problem import SHAPE_OPS, Asked, Flow, FlowNode, Member, PlaceOf
 
 
@@ -94,6 +94,7 @@ class AskedStages:
         graph: gs.Graph,
         origins: Mapping[str, Sequence[str]],
         is_free: Callable[[gs.Node], bool],
+        alone: Collection[str] = (),
     ) -> tuple[dict[str, frozenset[str]], list[frozenset[str]]]:
         """Return scopes and groups in terms of ``graph``, which passes made of the original.
 
@@ -101,6 +102,7 @@ class AskedStages:
             graph: What passes made.
             origins: Node of it -> the nodes of the original that it stands for.
             is_free: Whether a node makes nothing but sizes, so that any stage may repeat it.
+            alone: Names of nodes that are stages by themselves.
 
         Returns:
             Name of each scope -> its nodes; the nodes of each group that is in no scope.
@@ -139,6 +141,10 @@ class AskedStages:
             replace(problem, problem=f"{problem.problem} (in the optimised model)")
             for problem in flow.problems(self.place)
         ]
+        for each in members:
+            by_module = [n for n in sorted(each.nodes) if names[n] in alone]
+            if by_module and len(each.nodes) > 1:
+                problems.append(_with_module(each, names[by_module[0]], self.place))
         if problems:
             raise SpecError(*problems)
         scopes = {
@@ -152,6 +158,15 @@ class AskedStages:
             if each.asked.scope is None and len(each.nodes) > 1
         ]
         return scopes, groups
+
+
+def _with_module(member: Member, node: str, place: PlaceOf) -> Diagnostic:
+    return Diagnostic(
+        "module-inside-stage",
+        f"{member.label} holds `{node}` and other nodes: torch runs it, in a stage of its own",
+        "leave it out, or let the module stand for all of them",
+        place(*member.asked.keys),
+    )
 
 
 class _Edges:

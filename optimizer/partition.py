@@ -207,20 +207,25 @@ class Question:
         """Return the nodes of ``stage``, repeated ones too."""
         return [self._nodes[name] for name in (*stage.nodes, *stage.repeated)]
 
-    def split(self, off: Collection[str]) -> list[Stage]:
-        """Return the stages of the graph with the nodes ``off`` off TensorRT."""
+    @property
+    def splitter(self) -> Splitter:
+        """What splits the graph."""
         if self._splitter is None:
             self._splitter = Splitter(
                 self.graph,
                 points=self.points,
                 is_free=self.is_free,
                 fallback=self.fallback,
-                bytes_of=lambda name: self.bytes_of(name) or 0,
+                bytes_of=self.bytes_of,
                 units=self.units,
                 scopes=self.scopes,
                 runtimes=self.runtimes,
             )
-        return self._splitter.split(off)
+        return self._splitter
+
+    def split(self, off: Collection[str]) -> list[Stage]:
+        """Return the stages of the graph with the nodes ``off`` off TensorRT."""
+        return self.splitter.split(off)
 
     @property
     def cost_model(self) -> CostModel:
@@ -423,21 +428,20 @@ def _buildable(question: Question, off: Off) -> list[Stage]:
 
 def _kept_together(question: Question, off: Off) -> Off:
     """Return the nodes that are off TensorRT because one of their scope or group is."""
-    found: Off = {}
-    scopes = ((f"the scope `{name}`", nodes) for name, nodes in question.scopes.items())
-    groups = (("`keep_together`", nodes) for nodes in question.units)
-    for words, nodes in (*scopes, *groups):
-        refused = next((name for name in sorted(nodes) if name in off), None)
-        if refused is None:
-            continue
-        first = off[refused]
-        reason = Refused(
+    scope_of = {node: name for name, nodes in question.scopes.items() for node in nodes}
+    return {
+        name: Refused(
             "rule",
-            f"{words} keeps it together with `{refused}`, which is off TensorRT ({first.by}: "
-            f"{first.text})",
+            (
+                f"the scope `{scope_of[name]}` is one stage"
+                if name in scope_of
+                else "`keep_together`"
+            )
+            + f" and holds `{cause}` too, which is off TensorRT ({off[cause].by}: "
+            f"{off[cause].text})",
         )
-        found.update((name, reason) for name in nodes if name not in off)
-    return found
+        for name, cause in question.splitter.drags(off).items()
+    }
 
 
 def _paying(question: Question, off: Off, stages: list[Stage]) -> list[Stage]:

@@ -213,7 +213,12 @@ def _question(
         place_of_profiles=checked.place("profiles", key=True) or checked.place("dims", key=True),
         cost=checked.cost,
     )
-    question.scopes, question.units = asked.on(graph, report.origins, question.is_free)
+    question.scopes, question.units = asked.on(
+        graph,
+        report.origins,
+        lambda node: node.name not in off and question.is_free(node),
+        alone={name for name, runtime in question.runtimes.items() if runtime == "torch"},
+    )
     return question
 
 

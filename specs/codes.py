@@ -106,6 +106,7 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
         "node-in-two-scopes": "A node is in two scopes, and a stage is one scope.",
         "group-across-scopes": "A group of `keep_together` is partly in a scope.",
         "cannot-stay-whole": "A path leaves nodes that are to be one stage and enters them again.",
+        "module-inside-stage": "Of nodes that are to be one stage, a torch module runs one.",
         "unknown-stage": "The spec has no scope of that name to be compiled on its own.",
         "not-on-its-own": "A scope cannot be compiled on its own where it is cut.",
         "stages-in-a-circle": "Stages that the spec asks for wait for each other.",

@@ -200,7 +200,12 @@ class Flow:
 
     def _left_and_entered(self, place: PlaceOf) -> Iterator[Diagnostic]:
         """Yield the stages that a path leaves and enters again."""
+        scopes = [each for each in self.stages if each.asked.scope is not None]
         for member in self.stages:
+            if member in scopes and any(
+                each is not member and not each.nodes.isdisjoint(member.nodes) for each in scopes
+            ):
+                continue  # too much matches: where it is left follows from that
             home = dict.fromkeys(member.nodes, 0)
             path = self._way_back(home, 0)
             if path is None:

@@ -63,6 +63,11 @@ def test_a_node_is_in_one_scope() -> None:
     assert fault.problem == "`/stem/Relu` is in the scope `a` and in the scope `b`"
 
 
+def test_that_too_much_matches_is_all_that_is_told() -> None:
+    (fault,) = faults(partition("scopes: {a: /stem/*, b: [/stem/Conv, /head/*]}"))
+    assert fault.code == "node-in-two-scopes"
+
+
 def test_a_group_is_not_half_in_a_scope() -> None:
     (fault,) = faults(
         partition("scopes: {a: /stem/*}, keep_together: [[{op: Relu}, {op: GlobalAveragePool}]]")
