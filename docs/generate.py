@@ -217,6 +217,7 @@ why. `optc plan --json` prints the same document without `files` and engines. A 
 ```text
 manifest.json                   this file
 report.json                     the long version: builds, verification, where nodes come from
+stages.svg                      the stages, drawn
 model.onnx                      the optimised model as a whole
 stages/NN-<runtime>.onnx        stage NN as ONNX, whatever runs it
 stages/weights/*.bin            constants of more than 16 KiB, which the ONNX files share
