@@ -14,6 +14,8 @@ from optc.optimizer.builder import Workers
 from optc.optimizer.fingerprint import Fingerprint
 from optc.optimizer.job import BuildFailure, BuildJob, BuildResult, ProbeJob, ProbeResult, Profile
 from optc.optimizer.oracle import Oracle, likeness
+from optc.passes.graph import bodies_of, export_model, import_model
+from optc.passes.shape import annotate, infer
 
 RTX = "tensorrt-rtx"
 HEAD = '<ir_version: 8, opset_import: ["" : 17, "com.example" : 1]>'
@@ -609,6 +611,49 @@ def test_a_node_in_the_body_of_a_body_leads_back_to_the_node_around(
     assert "nms_2_" in result.failure.text
     [verdict] = oracle.verdicts([graph], RTX, profiles=[()], compute_capability="8.6")
     assert verdict.ops == {"Loop"}
+
+
+ALIKE_INSIDE = """
+    g (float[2] x, float[1,8,4] boxes, float[1,2,8] scores) => (float[2] y, float[2] z)
+    <int64 most = {3}, float iou = {0.5}, float score = {0.1}, int64 three = {3}, bool yes = {1}> {
+        [one] y = Loop (three, yes, x) <
+            body = b1 (int64 i, bool c, float[2] s) => (bool d, float[2] u) {
+                [keep] d = Identity (c)
+                [nms] k = NonMaxSuppression (boxes, scores, most, iou, score)
+                [largest] l = ReduceMax <keepdims = 0> (k)
+                [cast] f = Cast <to = 1> (l)
+                [add] u = Add (s, f)
+            }>
+        [two] z = Loop (three, yes, y) <
+            body = b2 (int64 i, bool c, float[2] s) => (bool d, float[2] u) {
+                [keep] d = Identity (c)
+                [nms] k = local.Kept (boxes, scores)
+                [largest] l = ReduceMax <keepdims = 0> (k)
+                [cast] f = Cast <to = 1> (l)
+                [add] u = Sub (s, f)
+            }>
+    }
+    <domain: "local", opset_import: ["" : 17]>
+    Kept (boxes, scores) => (kept) {
+        most = Constant <value = int64 {3}> ()
+        [nms] kept = NonMaxSuppression (boxes, scores, most)
+    }"""
+
+
+def test_bodies_and_functions_may_name_their_nodes_alike(workers: Counted, oracle: Oracle) -> None:
+    head = HEAD.replace("com.example", "local")
+    graph = import_model(parser.parse_model(head + ALIKE_INSIDE))
+    annotate(graph, infer(graph, opset=graph.opset, ranges={}))
+    refused = oracle.refusals(export_model(graph), RTX, compute_capability="8.6", profiles=fixed)
+    assert {name: why.by for name, why in refused.items()} == {"one": "builder", "two": "builder"}
+    trials = [job for job in workers.asked if job.build]
+    named = [result.failure.nodes for result in workers.probe(trials) if result.failure]
+    inner = [
+        tuple(node.name for node in bodies_of(loop)[0].nodes if node.op == "NonMaxSuppression")
+        for loop in graph.nodes
+    ]
+    assert named == inner
+    assert len(set(inner)) == 2
 
 
 def test_bisection_that_runs_out_of_builds_names_the_range(oracle: Oracle) -> None:
