@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,15 @@ from optc.optimizer.reference import (
     first_line,
     read_by,
 )
-from optc.optimizer.torch_module import ModuleNode, ModuleRejected, TorchModule
+from optc.optimizer.torch_module import (
+    Expected,
+    ModuleMismatch,
+    ModuleNode,
+    ModuleRejected,
+    TorchModule,
+)
 from optc.passes.graph import StoredValues
+from optc.specs.diagnostic import Diagnostic, InputError
 
 Open = Callable[[ModelProto, Mapping[str, Array]], Runner]
 """Makes a runner of a part, given those of the weights that it reads."""
@@ -65,6 +73,7 @@ class CutRunner:
         folder: Where the external data of its other initialisers is.
         module_of: Tells what runs a node; None for ONNX Runtime.
         open_: Makes a runner of what is left to ONNX Runtime.
+        results: Name of a tensor -> what it has to be, where that is known.
 
     Attributes:
         engine: What runs it, in words.
@@ -79,11 +88,13 @@ class CutRunner:
         folder: Path,
         module_of: Callable[[NodeProto], TorchModule | None],
         open_: Open,
+        results: Mapping[str, Expected] = MappingProxyType({}),
     ) -> None:
         self._model = model
         self._weights = weights
         self._folder = folder
         self._open = open_
+        self._results = results
         graph = model.graph
         self._initialisers = {tensor.name: tensor for tensor in graph.initializer}
         self._given = {v.name: v for v in graph.input if v.name not in self._initialisers}
@@ -149,7 +160,12 @@ class CutRunner:
     # -- running
 
     def run(self, feeds: Mapping[str, Array]) -> Values:
-        """Return all outputs in order; raises Rejected where the model does not take ``feeds``."""
+        """Return all outputs in order.
+
+        Raises:
+            Rejected: If the model does not take ``feeds``, or a module fails on them.
+            InputError: ``bad-module``, if a module gives something else than its node.
+        """
         values: dict[str, Any] = {**self._constants(self.outputs), **feeds}
         last = {name: number for number, part in enumerate(self._parts) for name in part.reads}
         for number, part in enumerate(self._parts):
@@ -165,7 +181,10 @@ class CutRunner:
             part.runner = self._opened(part, given)
         if isinstance(part.runner, ModuleNode):
             try:
-                return part.runner.run(given)
+                return part.runner.run(given, self._results)
+            except ModuleMismatch as error:
+                todo = "mend the module, or what the spec says that it takes and gives"
+                raise InputError(Diagnostic("bad-module", str(error), todo)) from error
             except ModuleRejected as error:
                 raise Rejected(str(error)) from error
         return part.runner.run(given)

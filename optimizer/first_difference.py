@@ -27,6 +27,7 @@ from optc.optimizer.custom_library import Libraries
 from optc.optimizer.noise import Noise, floors_covering
 from optc.optimizer.reference import Model, Rejected, flattened
 from optc.optimizer.runtime import Device
+from optc.optimizer.torch_module import Expected
 from optc.specs.manifest import Manifest, Target
 
 Array = npt.NDArray[Any]
@@ -92,6 +93,11 @@ class Compared(Protocol):
         ...
 
     @property
+    def results(self) -> Mapping[str, Expected]:
+        """Name of a tensor that a module gives -> what it has to be."""
+        ...
+
+    @property
     def modules(self) -> Mapping[tuple[str, str], Path]:
         """Operator, as domain and op -> the torch module that runs it."""
         ...
@@ -140,7 +146,8 @@ class Search:
         Then what goes between the stages of ``target`` is compared with ``model.onnx``.
         """
         path = self.package.path / self.package.manifest.graph
-        whole = Model(path, self.package.libraries, self.package.modules)
+        package = self.package
+        whole = Model(path, package.libraries, package.modules, results=package.results)
         return self._in_graph(whole, feeds, output) or self._in_stages(whole, feeds, target)
 
     def _in_graph(

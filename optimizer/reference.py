@@ -31,7 +31,7 @@ from optc.specs.diagnostic import Diagnostic, ModelError
 
 if TYPE_CHECKING:
     from optc.optimizer.cut import Cut
-    from optc.optimizer.torch_module import TorchModule
+    from optc.optimizer.torch_module import Expected, TorchModule
 
 Array = npt.NDArray[Any]
 Values = dict[str, Any]
@@ -198,6 +198,7 @@ class Model:
         modules: Operator, as domain and op -> the torch module that runs its nodes. The rest of the
             model runs in parts around these (`optc.optimizer.cut_runner`).
         cut: Where a part is cut out of the model that is meant in place of the whole.
+        results: Name of a tensor that a module gives -> what it has to be, where that is known.
     """
 
     def __init__(
@@ -206,10 +207,12 @@ class Model:
         libraries: Libraries = (),
         modules: Mapping[tuple[str, str], Path] = MappingProxyType({}),
         cut: Cut | None = None,
+        results: Mapping[str, Expected] = MappingProxyType({}),
     ) -> None:
         self.path = path
         self.libraries = libraries
         self.modules = modules
+        self.results = results
         self.cut = cut
 
     def _read(self) -> ModelProto:
@@ -338,7 +341,7 @@ class Model:
     ) -> Runner:
         from optc.optimizer.cut_runner import CutRunner
 
-        return CutRunner(proto, weights, self.path.parent, self._module_of, open_)
+        return CutRunner(proto, weights, self.path.parent, self._module_of, open_, self.results)
 
     def _open_part(self, part: ModelProto, weights: Mapping[str, Array]) -> Runner:
         """Return what runs a part of the model as it is.

@@ -151,6 +151,12 @@ class Package:
         return found
 
     @property
+    def results(self) -> dict[str, Expected]:
+        """Name of a tensor that a module gives -> what it has to be."""
+        torch = (stage for stage in self.manifest.stages if stage.runtime == "torch")
+        return {name: each for stage in torch for name, each in _expected(stage).items()}
+
+    @property
     def outputs(self) -> tuple[Tensor, ...]:
         """Names, dtypes and shapes of what `run` gives, in the model's order."""
         return self.manifest.outputs

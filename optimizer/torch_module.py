@@ -61,6 +61,10 @@ class ModuleRejected(Exception):
     """A module cannot be loaded, or not be run on some values. The text says why."""
 
 
+class ModuleMismatch(ModuleRejected):
+    """A module gives something else than the node that it stands for, whatever it is given."""
+
+
 def torch_version() -> str | None:
     """Return the version of torch, or None where it is not installed."""
     from importlib.metadata import PackageNotFoundError, version
@@ -255,7 +259,8 @@ class TorchModule:
             attributes: Name -> value of what else `forward` takes by name.
 
         Raises:
-            ModuleRejected: If it raises an error, or gives back something else than tensors.
+            ModuleMismatch: If it gives back something else than tensors.
+            ModuleRejected: If it raises an error.
         """
         torch = self._torch
         takes = self._arguments()
@@ -292,7 +297,7 @@ class TorchModule:
     def _array(self, value: Any, index: int) -> Array:
         torch = self._torch
         if not isinstance(value, torch.Tensor):
-            raise ModuleRejected(
+            raise ModuleMismatch(
                 f"result {index} of `{self._name}` is {_article(type(value).__name__)}, not a tensor"
             )
         tensor = value.detach().to("cpu")
@@ -307,7 +312,7 @@ class TorchModule:
             found: Array = tensor.view(bits).numpy().view(dtype_of(name))
             return found
         if name not in _DIRECT:
-            raise ModuleRejected(
+            raise ModuleMismatch(
                 f"result {index} of `{self._name}` is {name}, a type that ONNX does not have"
             )
         array: Array = tensor.numpy(force=True)
@@ -381,7 +386,8 @@ class ModuleNode:
             expected: Name of an output -> what it has to be.
 
         Raises:
-            ModuleRejected: If the module fails, or gives something else than the node does.
+            ModuleMismatch: If the module gives something else than the node does.
+            ModuleRejected: If it fails.
         """
         arguments: list[Array | None] = []
         for name in self._inputs:
@@ -392,7 +398,7 @@ class ModuleNode:
         results = self.module.run(arguments, self._attributes)
         if len(results) != len(self._outputs):
             gives = "1 tensor" if len(results) == 1 else f"{len(results)} tensors"
-            raise ModuleRejected(
+            raise ModuleMismatch(
                 f"`{self.module._name}` gives {gives}, and has to give {len(self._outputs)}: "
                 + _listed([name for name in self._outputs if name])
             )
@@ -402,7 +408,7 @@ class ModuleNode:
             wanted = (expected or {}).get(name)
             reason = wanted.why_not(found[name]) if wanted is not None else None
             if reason is not None:
-                raise ModuleRejected(
+                raise ModuleMismatch(
                     f"result {index} of `{self.module._name}`, `{name}`, is {reason}"
                 )
         return found

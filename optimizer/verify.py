@@ -327,7 +327,7 @@ def verify(
     lenient = criteria.precision not in ("fp32", "tf32") and bool(data or groups)
     run = _Run(
         package,
-        Model(model, package.libraries, package.modules, cut_of(manifest)),
+        Model(model, package.libraries, package.modules, cut_of(manifest), package.results),
         Verification(model, criteria),
         device,
         lenient=lenient,
@@ -357,7 +357,7 @@ def quick_check(
     manifest = package.manifest
     precision = precision_of(manifest)
     criteria = Criteria.of(QUICK if precision == "fp32" else None, precision, manifest.outputs)
-    original = Model(model, package.libraries, package.modules, cut_of(manifest))
+    original = Model(model, package.libraries, package.modules, cut_of(manifest), package.results)
     lead = _lead(package, model)
     run = _Run(package, original, Verification(model, criteria), device, quick=True)
     result = run.result
