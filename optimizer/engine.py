@@ -257,8 +257,9 @@ class EngineBuilder:
         )
 
     def _owned(self, stage: Stage, refused: Mapping[str, Refused]) -> Off:
-        """Return ``refused`` by nodes of the main graph; free nodes stay, as each stage has them."""
-        owned, owners = set(stage.work), self._part(stage).owners
+        """Return ``refused`` by nodes of the main graph; sizes stay, as each stage has them."""
+        owned = {*stage.nodes, *stage.repeated}.difference(stage.free)
+        owners = self._part(stage).owners
         by_owner = {owner: why for name, why in refused.items() for owner in owners.get(name, ())}
         return {name: why for name, why in by_owner.items() if name in owned}
 

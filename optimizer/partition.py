@@ -23,7 +23,7 @@ from optc.passes.graph import all_nodes, bodies_of, reads
 from optc.passes.legalising import Recipe
 from optc.passes.precision import NodePrecision
 from optc.passes.profile_check import why_not_at
-from optc.passes.split import Runtime, Splitter, Stage, why_not_whole
+from optc.passes.split import Runtime, Splitter, Stage, quantised, why_not_whole
 from optc.passes.tensorrt_rule import shape_readers, why_not_its_rounds, why_not_its_types
 from optc.specs.compile_spec import Cost, Range, Target
 from optc.specs.diagnostic import Diagnostic, ModelError, OptcError, Place, SpecError
@@ -217,7 +217,7 @@ class Question:
                 is_free=self.is_free,
                 fallback=self.fallback,
                 bytes_of=self.bytes_of,
-                units=self.units,
+                units=(*self.units, *quantised(self.graph)),
                 scopes=self.scopes,
                 runtimes=self.runtimes,
             )
@@ -429,15 +429,17 @@ def _buildable(question: Question, off: Off) -> list[Stage]:
 def _kept_together(question: Question, off: Off) -> Off:
     """Return the nodes that are off TensorRT because one of their scope or group is."""
     scope_of = {node: name for name, nodes in question.scopes.items() for node in nodes}
+    asked = {name for unit in question.units for name in unit}
+
+    def who(name: str) -> str:
+        if name in scope_of:
+            return f"the scope `{scope_of[name]}` is one stage and"
+        return "`keep_together`" if name in asked else "the unit around a quantised operator"
+
     return {
         name: Refused(
             "rule",
-            (
-                f"the scope `{scope_of[name]}` is one stage"
-                if name in scope_of
-                else "`keep_together`"
-            )
-            + f" and holds `{cause}` too, which is off TensorRT ({off[cause].by}: "
+            f"{who(name)} holds `{cause}` too, which is off TensorRT ({off[cause].by}: "
             f"{off[cause].text})",
         )
         for name, cause in question.splitter.drags(off).items()

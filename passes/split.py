@@ -51,7 +51,8 @@ class Stage:
         repeated: Names of free nodes that it computes again, owned by an earlier stage.
         inputs: Tensors it reads from the caller or from other stages, in the order first read.
         outputs: Tensors it makes that other stages or the caller read.
-        free: Those of ``nodes`` that are free. They are no reason for a stage, and never to blame.
+        free: Those of ``nodes`` and ``repeated`` that make nothing but sizes. They are no reason for
+            a stage, and never to blame.
         recipes: How those of ``nodes`` are rewritten that TensorRT would refuse as they are.
         lowered: Those of ``nodes``, and of the nodes in their bodies, that compute in less than
             fp32, each with its precision.
@@ -70,7 +71,7 @@ class Stage:
 
     @property
     def work(self) -> tuple[str, ...]:
-        """The nodes it owns that are not free."""
+        """The nodes it owns that make more than sizes."""
         free = set(self.free)
         return tuple(name for name in self.nodes if name not in free)
 
@@ -170,10 +171,10 @@ class Splitter:
         # What nobody knows the size of shall not enter an engine, which wants a largest extent.
         unknown = 1 + sum(size for size in sizes.values() if size is not None)
         self.bytes = {n: unknown if size is None else size for n, size in sizes.items()}
-        self.repeatable = {
-            name
-            for name, node in self.view.nodes(data="node")
-            if self._may_repeat(node) and (is_free(node) or self._is_cheaper_again(node, sizes))
+        may_repeat = {n: node for n, node in self.view.nodes(data="node") if self._may_repeat(node)}
+        self.sizes = {name for name, node in may_repeat.items() if is_free(node)}
+        self.repeatable = self.sizes | {
+            name for name, node in may_repeat.items() if self._is_cheaper_again(node, sizes)
         }
         self._check_units()
 
@@ -296,6 +297,22 @@ def _way_back(
             if not best or len(path) + 1 < len(best):
                 best = [start, *path]
     return best
+
+
+def quantised(graph: gs.Graph) -> list[list[str]]:
+    """Return the operators on quantised values, each with what rounds its result again.
+
+    TensorRT computes them in 8 bits only where both are in one engine. What makes its operands floats
+    is repeated in any case.
+    """
+    return [
+        [node.name, *(reader.name for reader in node.outputs[0].outputs)]
+        for node in graph.nodes
+        if len(node.outputs) == 1
+        and node.outputs[0].outputs
+        and all(reader.op == "QuantizeLinear" for reader in node.outputs[0].outputs)
+        and any(t.inputs and t.inputs[0].op == "DequantizeLinear" for t in node.inputs)
+    ]
 
 
 def split(
@@ -439,7 +456,7 @@ class _Split:
                 for tensor in self.view.nodes[name]["node"].outputs
                 if tensor.name and (tensor.name in outputs or tensor.name in sent)
             ),
-            free=tuple(name for name in nodes if name in self.free),
+            free=tuple(self._sorted(self.free & self.splitter.sizes & (owned | repeated))),
             name=(first.op if first.domain == REPLACED else None) if not key[3] else key[5] or None,
         )
 

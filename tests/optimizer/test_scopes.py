@@ -131,7 +131,7 @@ g (float[batch,4,4] x) => (float[batch] y, float[batch,4,4] z)
     ("partition", "words"),
     [
         ("scopes: {tail: [one, two]}", "the scope `tail` is one stage and holds `two` too"),
-        ("keep_together: [[{node: one}, {op: Det}]]", "`keep_together` and holds `two` too"),
+        ("keep_together: [[{node: one}, {op: Det}]]", "`keep_together` holds `two` too"),
     ],
 )
 def test_what_is_kept_together_goes_to_the_fallback_together(

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optc.passes.split import CutApart, Splitter, Stage, crossings, split, why_not_whole
+from optc.passes.split import (
+    CutApart,
+    Splitter,
+    Stage,
+    crossings,
+    quantised,
+    split,
+    why_not_whole,
+)
 
 
 def graph_of(edges: dict[str, list[str]], outputs: list[str] | None = None) -> gs.Graph:
@@ -374,3 +382,20 @@ def _sorted(order: list[str], edges: dict[str, list[str]]) -> list[str]:
                 found.append(name)
                 break
     return found
+
+
+def test_a_quantised_operator_goes_off_with_what_rounds_its_result() -> None:
+    # Bytes cross, not floats: x -> q -> dq -> op -> q2 -> dq2 -> b
+    edges = {"q": ["x"], "dq": ["q"], "op": ["dq"], "q2": ["op"], "dq2": ["q2"], "b": ["dq2"]}
+    graph = graph_of(edges)
+    for node in graph.nodes:
+        if "q" in node.name:
+            node.op = "DequantizeLinear" if node.name.startswith("dq") else "QuantizeLinear"
+    sizes = {name: 1 if name in ("q", "q2") else 4 for name in edges}
+    assert quantised(graph) == [["op", "q2"]]
+    splitter = Splitter(graph, units=quantised(graph), bytes_of=sizes.get)
+    assert shown(splitter.split(["op"])) == [
+        "T q: x -> q",
+        "O dq op q2: q -> q2",
+        "T dq2 b: q2 -> b",
+    ]
