@@ -7,9 +7,10 @@ its ONNX, at the shapes that the run had.
 
 What a stage takes is a sum over constants: how often each counts, times what it stands for. Which of
 arithmetic and traffic a node is bound by depends on the constants themselves, so that the fit is made
-again until that settles. It is a least-squares fit of relative errors without negative times, and
-beside each constant it gives how far that may be off. A constant is told where that is at most half
-of it, or half of its default; a run of few stages tells few of them.
+again until that settles. It is a least-squares fit of relative errors without negative times, in which
+stages that the model knows nothing of count little, and beside each constant it gives how far that may
+be off. A constant is told where that is at most half of it, or half of its default; a run of few stages
+tells few of them.
 """
 
 from __future__ import annotations
@@ -56,6 +57,13 @@ WIDE = 10.0
 LEAST_NOISE, ASSUMED_NOISE = 0.1, 0.3
 """How far off the model is, relative: at the least, and where there are too few stages to tell."""
 
+MEDIAN_OF_NORMAL = 1.4826
+"""Standard deviation of a normal distribution, in medians of its magnitudes."""
+
+CALL_US, CALL_WIDE = 20.0, 2.0
+"""What a call of the fallback's runtime takes beside its nodes, give or take. It is fitted as well, so
+that it does not go into the constants, and is none of the cost model: it is `optc run` that takes it."""
+
 MOST_DOUBT = 0.5
 """A constant is told where its standard error is at most this share of it, or of its default."""
 
@@ -79,6 +87,11 @@ class Timing:
     works: tuple[Work, ...]
     copied: tuple[int, ...] = ()
     used: bool = True
+
+    @property
+    def on_host(self) -> bool:
+        """Whether the fallback's runtime ran it."""
+        return self.run.runtime != "tensorrt"
 
     def predicted(self, constants: Constants) -> float:
         """Return what the cost model makes of it, in microseconds."""
@@ -139,10 +152,12 @@ class Fit:
     Attributes:
         constants: Those that they tell.
         untold: The others -> why not.
+        call_us: What a stage on the host takes beside what the cost model knows of.
     """
 
     constants: Mapping[ConstantName, float]
     untold: Mapping[ConstantName, str]
+    call_us: float = 0.0
 
     def over(self, defaults: Constants) -> Constants:
         """Return ``defaults`` with what was told in their place."""
@@ -152,19 +167,19 @@ class Fit:
 def fit(timings: Sequence[Timing], defaults: Constants) -> Fit:
     """Return what ``timings`` tell of the constants."""
     rows = [each for each in timings if each.used and each.microseconds > 0]
-    units = np.array([unit(name, getattr(defaults, name)) for name in NAMES])
+    units = np.array([*(unit(name, getattr(defaults, name)) for name in NAMES), CALL_US])
     times = np.array([each.microseconds for each in rows])
-    constants, values, errors = defaults, np.ones(len(NAMES)), np.full(len(NAMES), WIDE)
-    counts = np.zeros((len(rows), len(NAMES)))
+    constants, values, errors = defaults, np.ones(len(units)), np.full(len(units), WIDE)
+    counts = np.zeros((len(rows), len(units)))
     for _ in range(MAX_ROUNDS):
         before, counts = counts, np.zeros_like(counts)
         for index, row in enumerate(rows):
             now = row.counts(constants)
-            counts[index] = [now.get(name, 0.0) for name in NAMES]
+            counts[index] = [*(now.get(name, 0.0) for name in NAMES), row.on_host]
         if np.array_equal(counts, before):
             break
         values, errors = _solved(counts * units / times[:, None])
-        found = zip(NAMES, values * units, strict=True)
+        found = zip(NAMES, (values * units)[:-1], strict=True)
         constants = replace(defaults, **{str(name): _value(name, each) for name, each in found})
     told: dict[ConstantName, float] = {}
     untold: dict[ConstantName, str] = {}
@@ -175,7 +190,8 @@ def fit(timings: Sequence[Timing], defaults: Constants) -> Fit:
             untold[name] = "the stages that ran are too few, or too much alike, to tell it"
         else:
             told[name] = float(f"{getattr(constants, name):.4g}")
-    return Fit(told, untold)
+    call_us = float(values[-1] * CALL_US) if errors[-1] <= MOST_DOUBT * max(values[-1], 1) else 0.0
+    return Fit(told, untold, round(call_us, 1))
 
 
 def _value(name: ConstantName, microseconds: float) -> float:
@@ -198,29 +214,45 @@ def _solved(design: Vector) -> tuple[Vector, Vector]:
     """Return the factors on the defaults that make each row of ``design`` sum to 1, and their errors.
 
     Bayes' rule with a wide normal distribution around the defaults, so that directions in which the
-    rows say nothing keep it. What comes out negative is nothing, and the others are fitted again; it is
-    then given its standard error, as it is somewhere below that.
+    rows say nothing keep it. How far off a row may be is learnt from the rows: half of them are less
+    so, and those that are off by much more, as the model knows nothing of what they do, count little.
     """
     rows, columns = design.shape
+    prior = np.array([*[WIDE] * (columns - 1), CALL_WIDE]) ** -2
     freedom = rows - int(np.any(design, axis=0).sum())
-    noise = ASSUMED_NOISE
-    active = np.ones(columns, bool)
-    while True:
-        precision = design.T @ design / noise**2 + np.eye(columns) / WIDE**2
-        goal = design.sum(axis=0) / noise**2 + 1 / WIDE**2
-        found = np.zeros(columns)
-        found[active] = np.linalg.solve(precision[np.ix_(active, active)], goal[active])
-        if np.any(found[active] <= 0):
-            active &= found > 0
-        elif freedom > 0 and noise == ASSUMED_NOISE:
-            off = float(np.sum((design @ found - 1) ** 2))
-            noise = max(LEAST_NOISE, math.sqrt(off / freedom))
-            if noise == ASSUMED_NOISE:
-                break
-        else:
+    noise, weights = ASSUMED_NOISE, np.ones(rows)
+    found, errors = np.ones(columns), prior**-0.5
+    for _ in range(MAX_ROUNDS):
+        found, errors = _without_negatives(design, np.sqrt(weights) / noise, prior)
+        if freedom <= 0:
             break
+        off = np.abs(design @ found - 1)
+        before = noise
+        noise = max(
+            LEAST_NOISE, float(np.median(off)) * MEDIAN_OF_NORMAL * math.sqrt(rows / freedom)
+        )
+        weights = 1 / (1 + (off / (2 * noise)) ** 2)
+        if math.isclose(noise, before, rel_tol=1e-3):
+            break
+    return found, errors
+
+
+def _without_negatives(design: Vector, weights: Vector, prior: Vector) -> tuple[Vector, Vector]:
+    """Solve by least squares; what comes out negative is nothing, and the others are solved again.
+
+    It is then given its standard error, as it is somewhere below that.
+    """
+    design = design * weights[:, None]
+    precision = design.T @ design + np.diag(prior)
+    goal = design.T @ weights + prior
     errors = np.sqrt(np.diag(np.linalg.inv(precision)))
-    return np.where(active, found, errors), errors
+    active = np.ones(len(prior), bool)
+    while True:
+        found = np.zeros(len(prior))
+        found[active] = np.linalg.solve(precision[np.ix_(active, active)], goal[active])
+        if not np.any(found[active] <= 0):
+            return np.where(active, found, errors), errors
+        active &= found > 0
 
 
 # --- measuring -----------------------------------------------------------------------------------
@@ -255,7 +287,7 @@ def measure(
         timings += [each for each in again if each.run.id in on_gpu]
     told = fit(timings, Constants())
     constants = told.over(Constants())
-    stages = tuple(_record(each, constants) for each in timings)
+    stages = tuple(_record(each, constants, told.call_us) for each in timings)
     off = [each.predicted_us / each.measured_us - 1 for each in stages if each.used]
     return MeasuredCost(
         optc_version=__version__,
@@ -264,6 +296,7 @@ def measure(
         repeat=repeat,
         constants=told.constants,
         untold=told.untold,
+        call_us=told.call_us,
         error=round(math.sqrt(statistics.fmean(e * e for e in off)), 4) if off else None,
         environment=_environment(),
         stages=stages,
@@ -331,7 +364,7 @@ def _works(path: Path, values: Mapping[str, Any]) -> tuple[Work, ...]:
     return tuple(Work(counted[name], each.bytes, each.steps) for name, each in moved.items())
 
 
-def _record(timing: Timing, constants: Constants) -> StageTime:
+def _record(timing: Timing, constants: Constants, call_us: float) -> StageTime:
     whole = Work.of_all(timing.works)
     return StageTime(
         id=timing.run.id,
@@ -343,7 +376,7 @@ def _record(timing: Timing, constants: Constants) -> StageTime:
         copied=len(timing.copied),
         copied_bytes=sum(timing.copied),
         measured_us=round(timing.microseconds, 1),
-        predicted_us=round(timing.predicted(constants), 1),
+        predicted_us=round(timing.predicted(constants) + call_us * timing.on_host, 1),
         used=timing.used,
     )
 

@@ -51,7 +51,7 @@ class StageTime(_Part):
         copied: Tensors that went between GPU and host; copied_bytes, how large they are together.
         measured_us: Of its fastest run.
         predicted_us: What the cost model makes of it, with the constants of this file and the
-            defaults of what it leaves out.
+            defaults of what it leaves out; on the host with ``call_us`` added.
         used: Whether the constants were fitted to it. What is simulated, or run by torch, tells
             nothing of them.
     """
@@ -81,6 +81,8 @@ class MeasuredCost(_Part):
         repeat: Timed runs, after two that warm up.
         constants: Key of ``partition.cost`` -> its value on this machine.
         untold: Key -> why the run says nothing of it.
+        call_us: What a stage on the host takes beside what the cost model knows of: that of the call
+            itself. It is no constant of the model.
         error: Root of the mean square of how far off the prediction is, relative to what was
             measured, over the stages used; null where none was.
         environment: Versions and machine.
@@ -95,6 +97,7 @@ class MeasuredCost(_Part):
     repeat: int = 1
     constants: Mapping[ConstantName, Positive]
     untold: Mapping[ConstantName, str] = {}
+    call_us: float = 0.0
     error: float | None = None
     environment: Mapping[str, JsonValue] = {}
     stages: tuple[StageTime, ...] = ()
