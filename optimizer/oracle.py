@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from onnx import ModelProto, NodeProto
 
@@ -37,9 +37,10 @@ from optc.optimizer.job import (
     BuildResult,
     ProbeResult,
     Profile,
-    Refusal,
 )
+from optc.optimizer.kept_failure import failure_as_json, failure_from
 from optc.optimizer.model_parts import ModelParts, ProfilesOf, inputs_of, names_in, takes_sizes
+from optc.optimizer.parser_rules import ParserRules
 from optc.optimizer.partition import Off, Refused
 from optc.optimizer.probe import Answer, Counts, Memory, Probe, Prober, Setting, Trial
 
@@ -161,7 +162,8 @@ class Oracle:
         key = key_of("parser", *self._backend(setting), fingerprint.digest)
         known: list[tuple[int, str]] | None = self._memory.get(key)
         if known is None:
-            refused, lasting = self._parsed(parts, setting, off)
+            left = {node.name for node in asked.graph.node}  # without what would read nothing
+            refused, lasting = self._parsed(parts, setting, frozenset(parts.nodes.keys() - left))
             known = [
                 (fingerprint.number_of_node(name), fingerprint.without_names(why.text))
                 for name, why in refused.items()
@@ -174,7 +176,7 @@ class Oracle:
 
     def _parsed(self, parts: ModelParts, setting: Setting, off: frozenset[str]) -> tuple[Off, bool]:
         """Return what the parser refuses, and whether it would again."""
-        rules = _Rules(self._memory, self._prober, setting, self._backend(setting))
+        rules = ParserRules(self._memory, self._prober, setting, self._backend(setting))
         refused = self._by_rule(parts, setting, off, rules)
         lasting = True
         for _ in range(MAX_ROUNDS):
@@ -205,7 +207,7 @@ class Oracle:
         return refused, False  # the next run goes on from what this one has learnt
 
     def _by_rule(
-        self, parts: ModelParts, setting: Setting, off: frozenset[str], rules: _Rules
+        self, parts: ModelParts, setting: Setting, off: frozenset[str], rules: ParserRules
     ) -> Off:
         nodes = [node for node in parts.nodes.values() if node.name not in off]
         ops = {(node.domain, node.op_type) for node in nodes}
@@ -345,7 +347,7 @@ class Oracle:
             if fingerprint.complete and not backend_of(job.backend).needs_gpu:
                 keys[index] = self._key_of_build("build", job, fingerprint)
                 known = self._memory.get(keys[index])
-                failure = known and _failure_from(known["failure"], fingerprint)
+                failure = known and failure_from(known["failure"], fingerprint)
                 if known is not None and (failure is not None or not keep):
                     found[index] = BuildResult(0.0, failure=failure)
                     if on_done is not None:
@@ -356,7 +358,7 @@ class Oracle:
         for index, result in zip(left, results, strict=True):
             found[index] = result
             if index in keys and (result.failure is None or result.failure.reason in _LASTING):
-                kept = {"failure": _failure_as_json(result.failure, jobs[index][1])}
+                kept = {"failure": failure_as_json(result.failure, jobs[index][1])}
                 self._memory.put(keys[index], kept, lasting=True)
         return [found[index] for index in range(len(jobs))]
 
@@ -397,7 +399,7 @@ class Oracle:
         )
         known = self._memory.get(key)
         if known is not None:
-            found = _failure_from(known["failure"], fingerprint)
+            found = failure_from(known["failure"], fingerprint)
             assert found is not None, "a search begins with a failure"
             nodes = tuple(fingerprint.nodes[number] for number in known["nodes"])
             return Suspects(nodes, known["builds"], known["seconds"], found)
@@ -408,7 +410,7 @@ class Oracle:
             "nodes": [fingerprint.number_of_node(name) for name in suspects.nodes],
             "builds": suspects.builds,
             "seconds": suspects.seconds,
-            "failure": _failure_as_json(suspects.failure, fingerprint),
+            "failure": failure_as_json(suspects.failure, fingerprint),
         }
         self._memory.put(key, kept, lasting=lasting and fingerprint.complete)
         return suspects
@@ -459,56 +461,6 @@ class Oracle:
         return setting.backend, self._workers.identity(setting.backend)
 
 
-class _Rules:
-    """Which nodes the parser is known to refuse.
-
-    What was answered earlier is not to change what is decided, only how soon. So only that counts
-    which the parser refused on its own and in a whole model, and not what reads sizes that come from
-    outside of it: there it may decide what is around.
-    """
-
-    def __init__(
-        self, memory: Memory, prober: Prober, setting: Setting, backend: tuple[str, str]
-    ) -> None:
-        self._memory = memory
-        self._prober = prober
-        self._setting = setting
-        self._backend = backend
-
-    def knows(self, domain: str, op: str) -> bool:
-        """Return whether there are rules for nodes of an op."""
-        return self._memory.peek(self._key_of_op(domain, op)) is not None
-
-    def refused(self, probes: dict[str, Probe]) -> Off:
-        """Return which nodes are refused by rule, of those that are asked about in ``probes``."""
-        found = {}
-        for name, probe in probes.items():
-            text = self._memory.get(self._key(probe))
-            if text is not None:
-                found[name] = Refused("parser", probe.fingerprint.with_names(text))
-        return found
-
-    def learn(self, probes: dict[str, Probe]) -> None:
-        """Keep what was named in a whole model and is known to be refused alone, too."""
-        for probe in probes.values():
-            answer = self._prober.known(probe, self._setting)
-            if answer is None or answer.by != "parser" or not answer.lasting:
-                continue
-            if not takes_sizes(probe.model):
-                self._memory.put(self._key(probe), answer.text, lasting=probe.fingerprint.complete)
-                for node in probe.model.graph.node:
-                    if node.name in probe.names:
-                        self._memory.put(
-                            self._key_of_op(node.domain, node.op_type), 1, lasting=True
-                        )
-
-    def _key(self, probe: Probe) -> str:
-        return key_of("rule", self._prober.key(probe, self._setting))
-
-    def _key_of_op(self, domain: str, op: str) -> str:
-        return key_of("rules", *self._backend, domain, op)
-
-
 def likeness(model: ModelProto, node: str, profiles: tuple[Profile, ...]) -> bytes:
     """Return what is the same for nodes that are alike in all but the names.
 
@@ -529,42 +481,3 @@ def _refused(answers: dict[str, Answer]) -> Off:
 
 def _is_lasting(result: ProbeResult) -> bool:
     return result.failure is None or result.failure.reason in _LASTING
-
-
-def _failure_as_json(
-    failure: BuildFailure | None, fingerprint: Fingerprint
-) -> dict[str, Any] | None:
-    """Return ``failure`` as it is kept, numbers for names."""
-    if failure is None:
-        return None
-    return asdict(failure) | {
-        "text": fingerprint.without_names(failure.text),
-        "nodes": [fingerprint.number_of_node(name) for name in failure.nodes],
-        "refusals": [
-            [fingerprint.number_of_node(r.node), r.op, r.code, fingerprint.without_names(r.text)]
-            for r in failure.refusals
-        ],
-        "log_tail": [fingerprint.without_names(line) for line in failure.log_tail],
-    }
-
-
-def _failure_from(kept: dict[str, Any] | None, fingerprint: Fingerprint) -> BuildFailure | None:
-    """Return what `_failure_as_json` was given, for a model with the same fingerprint."""
-    if kept is None:
-        return None
-    refusals = tuple(
-        Refusal(_node(fingerprint, number), op, code, fingerprint.with_names(text))
-        for number, op, code, text in kept["refusals"]
-    )
-    return BuildFailure(
-        reason=kept["reason"],
-        text=fingerprint.with_names(kept["text"]),
-        refusals=refusals,
-        nodes=tuple(fingerprint.nodes[number] for number in kept["nodes"]),
-        signal=kept["signal"],
-        log_tail=tuple(fingerprint.with_names(line) for line in kept["log_tail"]),
-    )
-
-
-def _node(fingerprint: Fingerprint, number: int) -> str:
-    return fingerprint.nodes[number] if number >= 0 else ""
