@@ -10,7 +10,7 @@ where R is refused, A cannot fail and reads nothing that the branch makes, and B
 branches. It happens where the cost model says that it pays: A is computed whether its branch is
 taken or not, which is taken to be as likely as not; each round of a Loop costs launches and copies.
 What some target takes whole stays whole, so that no target pays for what another gains, and one graph
-serves all of them.
+serves all of them; so does what the spec wants in one stage.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from optc.optimizer.oracle import Oracle
 from optc.optimizer.partition import Legalised, Off, Question, Refused, by_rule, profile_shapes
 from optc.optimizer.prepare import Prepared, rewrite
 from optc.passes.flops import flops, is_product
-from optc.passes.graph import Place, bodies_of, captures, export_model, reads
+from optc.passes.graph import Place, captures, export_model, reads
 from optc.passes.open_branches import BRANCHES, OpenBranches, at_the_end, in_front
 from optc.passes.unroll_loop import UnrollLoop, rounds_of
 from optc.specs.compile_spec import Target
@@ -115,16 +115,18 @@ def open_bodies(prepared: Prepared, asking: Asking) -> None:
         prepared: Changed in place, its question with it.
         asking: Whom to ask.
     """
+    question = prepared.question
+    together = {name for each in (*question.units, *question.scopes.values()) for name in each}
     heavy = {
         node.name: node
         for node in prepared.graph.nodes
         if not node.domain
         and (node.op == "If" or (node.op == "Loop" and rounds_of(node) is not None))
         and is_product(node)
+        and node.name not in together
     }
     if not heavy:
         return
-    question = prepared.question
     names = asking.closed(question, heavy)
     closed = [node for name, node in heavy.items() if name in names]
     front: set[str] = set()
@@ -213,7 +215,7 @@ def _pays_unrolled(loop: gs.Node, question: Question, asking: Asking) -> bool:
     """Whether the rounds of ``loop``, written out, are faster: worse on no target, better on one."""
     body: gs.Graph = loop.attrs["body"]
     rounds = rounds_of(loop) or 0
-    if rounds * len(body.nodes) > MOST_NODES or any(map(bodies_of, body.nodes)):
+    if UnrollLoop(MOST_NODES).why_not(loop, rounds):
         return False
     part = _like(question.graph, body.nodes, [*body.inputs, *captures(body)], body.outputs)
     piece = _Piece(part, question)

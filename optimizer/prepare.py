@@ -19,6 +19,7 @@ from optc.optimizer.partition import Off, Question, Refused, by_rule
 from optc.optimizer.progress import Progress
 from optc.optimizer.replace import replace_ranges
 from optc.passes import registry
+from optc.passes.branch_check import conditions_to_keep, has_branches_within_branches
 from optc.passes.contract import Pass
 from optc.passes.custom_operator import declare
 from optc.passes.flops import flops
@@ -127,6 +128,9 @@ def prepare(checked: CheckedSpec, progress: Progress, after: AfterStep | None = 
         checked.place,
     )
     kept = points | asked.kept | _boundary(graph, selected)
+    if has_branches_within_branches(graph):
+        trial = load_graph(model, checked.inputs)
+        kept |= conditions_to_keep(trial, checked.symbol_ranges)
     ops = {node.name: node.op for node in all_nodes(graph)}
     ranges = checked.symbol_ranges
     replaced = replace_ranges(graph, checked, ranges)

@@ -29,7 +29,8 @@ symbols of the graph's inputs, each of at least 1 where no range says otherwise.
 
 Skips, with the reason in the report: a target or an end that only the run knows. In the branches of
 an If only conditions of an If become constants: the extents at hand may belong to the other branch, and
-sizes that are written out where they do not fit together make onnxruntime refuse the model.
+sizes that are written out where they do not fit together make onnxruntime refuse the model. A condition
+that is to stay (`optc.passes.branch_check`) stays.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def _fold_values(graph: gs.Graph, facts: Facts) -> list[str]:
     relieved = []
     for node in graph.nodes:
         for index, tensor in enumerate(node.outputs):
-            if facts.conditional and not _is_condition(tensor):
+            if facts.conditional and (not _is_condition(tensor) or facts.is_kept(tensor)):
                 continue
             value = facts.shapes.constant(tensor.name)
             if value is None or value.dtype.kind not in "biu":

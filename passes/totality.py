@@ -327,10 +327,18 @@ def _expanded(known: _Known) -> bool:
 
 
 def _padded(known: _Known) -> bool:
+    source = known.dims(0)
     pads = known.value(1) if known.has(1) else known.attr("pads")
-    if pads is None or str(known.attr("mode", "constant")) != "constant":
+    if source is None or pads is None or known.has(3) or (np.asarray(pads) < 0).any():
         return False
-    return bool(np.all(np.asarray(pads) >= 0)) and not known.has(3)
+    mode = str(known.attr("mode", "constant"))
+    if mode == "constant":
+        return True
+    ends = np.asarray(pads).reshape(2, -1).max(axis=0)
+    needed = [int(end) + 1 if mode == "reflect" else 1 for end in ends]
+    return len(needed) == len(source) and all(
+        known.low(dim) >= least for dim, least in zip(source, needed, strict=True)
+    )
 
 
 def _filled(known: _Known) -> bool:

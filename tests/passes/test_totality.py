@@ -17,7 +17,7 @@ CONSTANTS = """<float[4,2] w = {1, 2, 3, 4, 5, 6, 7, 8}, float[3,4] v = {1,2,3,4
     float[2] b = {1, 2}, float[4] s = {1, 2, 3, 4}, int64 two = {2}, int64 zero = {0},
     int64[1] first = {0}, int64[1] fifth = {4}, int64[2] flat = {-1, 2}, int64[2] odd = {-1, 3},
     int64[1] axis = {1}, int64[8] pads = {0,0,1,1,0,0,1,1}, int64[8] crop = {0,0,-1,0,0,0,0,0},
-    int64[2] four = {1, 4}, int64[2] halves = {2, 2}, float[2,3,1,1] k = {1,2,3,4,5,6},
+    int64[2] four = {1, 4}, int64[4] mirror = {0, 3, 0, 3}, int64[2] halves = {2, 2}, float[2,3,1,1] k = {1,2,3,4,5,6},
     float[2,3,3,3] k3 = {1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1}, float[3] c = {1, 2, 3}, int8[4] q = {1, 2, 3, 4}, float half = {0.5}>"""
 
 TOTAL = {
@@ -39,6 +39,8 @@ TOTAL = {
     "Split in halves": "o, r = Split <axis = 1> (x, halves)",
     "Gather of the first": "o = Gather (x, zero)",
     "Pad": "o = Pad (p, pads)",
+    "Pad by the edge": 'o = Pad <mode = "edge"> (p, pads)',
+    "Pad by a mirror": 'o = Pad <mode = "reflect"> (x, mirror)',
     "ReduceMax": "o = ReduceMax <axes = [1]> (x)",
     "Softmax": "o = Softmax (x)",
     "MaxPool, padded": "o = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (p)",
@@ -65,6 +67,7 @@ MAY_FAIL = {
     "Split of what is not even": "o, r = Split <axis = 0> (x)",
     "Gather of the third": "o = Gather (x, two)",
     "Gather by data": "o = Gather (x, j)",
+    "Pad by a mirror of one": 'o = Pad <mode = "reflect"> (p, pads)',
     "Pad that cuts": "o = Pad (p, crop)",
     "NonMaxSuppression": "o = NonMaxSuppression (p, p)",
     "RandomNormalLike": "o = RandomNormalLike (x)",
