@@ -26,7 +26,7 @@ from optc.optimizer.arrays import dtype_name
 from optc.optimizer.partition import Off, Plan, Question, Refused, settled_stages
 from optc.passes import registry
 from optc.passes.graph import dataflow, reads
-from optc.passes.split import Stage, crossings
+from optc.passes.split import REPLACED, Stage, crossings
 from optc.specs.compile_spec import Passes, Range
 
 if TYPE_CHECKING:
@@ -191,9 +191,10 @@ class Explanation:
         cuts: In running order.
         work: What could be done, what saves most first.
         all: What the split would come to if all of it were done; None where there is nothing.
-        pair: The two that save engines together though neither does alone; None where there is no
+        pair: The two that save stages together though neither does alone; None where there is no
             such pair among those looked at.
         splits: How many changes of the split that took.
+        unseen: Nodes that force a cut alone and that were not looked at, as there are too many.
     """
 
     targets: tuple[str, ...]
@@ -203,6 +204,7 @@ class Explanation:
     all: Tally | None = None
     pair: Together | None = None
     splits: int = 0
+    unseen: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Return it for programs; each item says what it ``saves`` beside what is ``then``."""
@@ -475,6 +477,7 @@ class _WorkList:
         room = NODES_SPLIT // max(1, len(question.graph.nodes))
         self._left = max(FEWEST_SPLITS, min(MOST_SPLITS, room))
         self._done = 0
+        self._unseen = 0
         self._follows = _following(question, plan)
         self._causes = {name: why for name, why in plan.off.items() if name not in self._follows}
 
@@ -497,7 +500,9 @@ class _WorkList:
             each.item = replace(each.item, alone=self._alone(each.item))
         pair = self._pair(found)
         work = tuple(each.item for each in found)
-        return Explanation(targets, self._now, self._cuts, work, together, pair, self._done)
+        return Explanation(
+            targets, self._now, self._cuts, work, together, pair, self._done, self._unseen
+        )
 
     def _rank(self, then: Tally | None) -> tuple[float, ...]:
         """Return a key that sorts by what is saved, most first; what was not looked at comes last."""
@@ -571,6 +576,8 @@ class _WorkList:
     def _todo(self, name: str, why: Refused) -> str:
         """Return what the user can do about a node that ``why`` keeps off TensorRT."""
         node = self._question.node(name)
+        if node.domain == REPLACED:
+            return "take it out of `partition.replace`, so that the nodes themselves are compiled"
         if name in self._question.runtimes:
             return "give its operator a TensorRT plugin: `tensorrt` under `operators`"
         if why.by == "spec":
@@ -631,32 +638,36 @@ class _WorkList:
 
     def _alone(self, item: Item) -> tuple[Alone, ...]:
         """Return the nodes of ``item`` that save engines alone, of those that alone force a cut."""
+        names = [name for name in item.nodes if name in self._forcing_alone]
         if len(item.nodes) < 2:
             return ()
-        found = []
-        for name in item.nodes:
-            if name in self._forcing_alone and self._left > 0:
-                then = self._then(_Change(nodes=frozenset([name])))
-                if then.engines < self._now.engines:
-                    found.append(Alone(name, then))
-        return tuple(sorted(found, key=lambda alone: self._rank(alone.then)))
+        tried = names[: max(0, self._left)]
+        self._unseen += len(names) - len(tried)
+        found = [Alone(name, self._then(_Change(nodes=frozenset([name])))) for name in tried]
+        saving = [alone for alone in found if alone.then.engines < self._now.engines]
+        return tuple(sorted(saving, key=lambda alone: self._rank(alone.then)))
 
     def _pair(self, found: Sequence[_Found]) -> Together | None:
-        """Return the best pair that saves engines, of those of which neither does alone."""
+        """Return the best pair that saves stages, of those of which neither does alone."""
         idle = [
             number
             for number, each in enumerate(found)
-            if each.item.then is not None and each.item.then.engines >= self._now.engines
+            if each.item.then is not None and not self._saves_stages(each.item.then)
         ]
         best: Together | None = None
         for first, second in itertools.combinations(idle, 2):
             if self._left <= 0:
                 break
             then = self._then(found[first].change | found[second].change)
-            saves = then.engines < self._now.engines
-            if saves and (best is None or self._rank(then) < self._rank(best.then)):
+            better = best is None or self._rank(then) < self._rank(best.then)
+            if better and self._saves_stages(then):
                 best = Together((first, second), then)
         return best
+
+    def _saves_stages(self, then: Tally) -> bool:
+        """Whether there are fewer engines, or as many and fewer other stages."""
+        now = self._now
+        return (then.engines, then.fallback_stages) < (now.engines, now.fallback_stages)
 
 
 def _likeness(op: str, name: str, why: Refused) -> tuple[str, ...]:

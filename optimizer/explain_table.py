@@ -141,17 +141,29 @@ def _work(explained: Explanation, width: int) -> Iterator[str]:
     yield from _rendered(_table(explained), width)
     for number, item in enumerate(explained.work[:MOST_ITEMS], start=1):
         yield from _said(f"{number} {item.by}", _short(item.text), width)
-        for each in item.alone[:MOST_NAMES]:
-            yield from _said(" alone", f"{each.node}: {_left(each.then)}", width)
-        if len(item.alone) > MOST_NAMES:
-            yield from _said("", f"and {len(item.alone) - MOST_NAMES} more", width)
+        for words in _alone(item):
+            yield from _said(" alone", words, width)
         yield from _said(" do", item.todo, width)
     if len(explained.work) > MOST_ITEMS:
         yield f"and {len(explained.work) - MOST_ITEMS} more; `--json` has all"
+    if explained.unseen:
+        yield f"{count(explained.unseen, 'node')} more were not looked at alone"
     if explained.pair is not None:
         first, second = (number + 1 for number in explained.pair.items)
-        words = f"neither saves an engine alone; {_left(explained.pair.then)}"
+        words = f"neither saves a stage alone; {_left(explained.pair.then)}"
         yield from _said(f"{first} and {second}", words, width)
+
+
+def _alone(item: Item) -> Iterator[str]:
+    """Yield what nodes leave that save engines alone, those together that leave the same."""
+    groups: dict[Tally, list[str]] = {}
+    for each in item.alone:
+        groups.setdefault(each.then, []).append(each.node)
+    for then, names in list(groups.items())[:MOST_NAMES]:
+        yield f"{_few(names)}{', each' if len(names) > 1 else ''}: {_left(then)}"
+    if len(groups) > MOST_NAMES:
+        more = sum(len(names) for names in list(groups.values())[MOST_NAMES:])
+        yield f"and {count(more, 'node')} that save less"
 
 
 def _table(explained: Explanation) -> Table:
