@@ -462,3 +462,31 @@ def test_small_and_text_constants_are_embedded(tmp_path: Path) -> None:
         assert writer.weights.for_stage(gs.Constant("s", np.zeros(4096, np.float32))) is None
         assert writer.weights.for_stage(gs.Constant("t", text)) is None
         assert not (writer.folder / "stages").exists()
+
+
+def digests_of(folder: Path, *arrays: np.ndarray[tuple[int], np.dtype[np.float32]]) -> list[bytes]:
+    """Return what a store in ``folder`` tells the values of constants by."""
+    found = []
+    with writing(folder) as writer:
+        for index, array in enumerate(arrays):
+            placed = writer.weights.for_stage(gs.Constant(f"w{index}", array))
+            assert placed is not None
+            digest = writer.weights.digest_of(placed)
+            assert digest is not None
+            found.append(digest)
+    return found
+
+
+def test_values_are_told_apart_wherever_they_lie(tmp_path: Path) -> None:
+    one, other = np.zeros(8192, np.float32), np.ones(8192, np.float32)
+    first = digests_of(tmp_path / "first", one, other, one)
+    assert first[0] == first[2] != first[1]
+    assert digests_of(tmp_path / "second", other, one) == [first[1], first[0]]
+
+
+def test_of_values_in_a_file_of_the_users_nothing_is_told(tmp_path: Path) -> None:
+    with writing(tmp_path / "p") as writer:
+        placed = writer.weights.for_stage(gs.Constant("w", np.zeros(8192, np.float32)))
+        assert placed is not None
+        placed.external_data[0].value = "model.bin"
+        assert writer.weights.digest_of(placed) is None
