@@ -10,8 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from optc.optimizer.explain import without_names
-from optc.optimizer.summary import percent
+from optc.optimizer.summary import percent, without_numbers
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -99,7 +98,7 @@ def alike(refused: Iterable[Refusal]) -> list[list[Refusal]]:
     """Return ``refused`` in groups with the same judge and op, or the same words of a rule."""
     groups: dict[tuple[bool, str, str], list[Refusal]] = {}
     for each in refused:
-        key = each.op if each.by in ("parser", "builder") else without_names(each.text)
+        key = each.op if each.by in ("parser", "builder") else without_numbers(each.text)
         groups.setdefault((each.follows, each.by, key), []).append(each)
     return list(groups.values())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -260,15 +261,16 @@ def _kept(stages: Iterable[Stage]) -> list[str]:
 def _reasons(stages: Iterable[Stage]) -> list[str]:
     """Return one line for each reason, the nodes it holds for counted by op.
 
-    Words that differ only in the node they name are one reason; of what TensorRT says of an op, the
-    first counts. The manifest has every word of each.
+    Words that differ only in numbers, or in the node they name, are one reason; of what TensorRT says
+    of an op, the first counts. The manifest has every word of each.
     """
     ops: dict[tuple[str, str], Counter[str]] = {}
     words: dict[tuple[str, str], str] = {}
     for stage in stages:
         for reason in stage.why:
             text = " ".join(reason.text.replace(f"`{reason.node}`", "it").split())
-            key = (reason.by, reason.op if reason.by in ("parser", "builder") else text)
+            own = reason.op if reason.by in ("parser", "builder") else without_numbers(text)
+            key = (reason.by, own)
             words.setdefault(key, text)
             ops.setdefault(key, Counter())[reason.op] += 1
     lines = []
@@ -280,3 +282,13 @@ def _reasons(stages: Iterable[Stage]) -> list[str]:
     if len(ops) > MOST_REASONS:
         lines.append(f"and {len(ops) - MOST_REASONS} more reasons in the manifest")
     return lines
+
+
+def without_numbers(text: str) -> str:
+    """Return ``text`` without numbers that stand by themselves.
+
+    Example:
+        >>> without_numbers("`n_1` takes 63.5 us, 20 without")
+        '`n_1` takes # us, # without'
+    """
+    return re.sub(r"(?<![\w.])\d+(\.\d+)?(?![\w.])", "#", text)
