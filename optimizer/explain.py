@@ -104,7 +104,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What lies between two engines that run after one another.
+    """What lies between two engines that run after one another, or at an end of the model.
 
     Attributes:
         before: Id of the engine before it; None at the start of the model.
@@ -266,7 +266,7 @@ def explain(
     cuts = tuple(described.cuts())
     now = _tally(question, plan.stages)
     names = tuple(targets) or (plan.target.name,)
-    if len(plan.stages) < 2:
+    if not cuts:
         return Explanation(names, now, (), ())
     return _WorkList(question, plan, now, cuts, passes or Passes()).explanation(names)
 

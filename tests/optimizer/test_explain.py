@@ -270,6 +270,17 @@ def test_nothing_is_cut_where_all_is_one_stage() -> None:
     assert text_of([found]) == "\nt: nothing is cut"
 
 
+def test_a_model_that_is_off_as_a_whole_is_explained() -> None:
+    question = question_of("g (float[n,4] x) => (float[n,4] y) { [r1] y = Erf (x) }")
+    found = explained(question, {"r1": NO})
+    [cut] = found.cuts
+    assert (cut.before, cut.after, cut.stages) == (None, None, (0,))
+    [item] = found.work
+    assert numbers(found.now) == (0, 1, 0, 0)
+    assert numbers(item.then) == (1, 0, 0, 0)
+    assert "between the start and the end: fallback stage 0" in text_of([found])
+
+
 def test_the_plan_and_the_question_stay_as_they_are() -> None:
     question = question_of(SERIES, points=frozenset(["c"]))
     plan = planned(question, {"r1": NO})
