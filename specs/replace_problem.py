@@ -73,10 +73,16 @@ def unknown_ends(
         for key, names in (("from", each.from_), ("to", each.to)):
             for at, name in enumerate(names):
                 where = place(*_KEYS, index, key, at)
-                reason = _why_not(name, key, made, inputs, outline)
-                if reason is not None:
-                    code, problem, todo = reason
-                    yield Diagnostic(code, problem, todo, where)
+                known = name in made or name in inputs or name in outline.initialisers
+                reason = _why_not(name, key, made, outline) if known else None
+                if not known:
+                    near = nearest(name, {*made, *(inputs if key == "from" else ())})
+                    problem = f"the model has no tensor `{name}`"
+                    todo = f"the nearest name is `{near}`" if near else None
+                    yield Diagnostic("unknown-tensor", problem, todo, where)
+                elif reason is not None:
+                    todo = "name the output of a node of the main graph"
+                    yield Diagnostic("bad-replacement", reason, todo, where)
                 elif name in names[:at]:
                     problem = f"`{name}` stands under `{key}` twice"
                     yield Diagnostic("bad-replacement", problem, "name it once", where)
@@ -91,31 +97,14 @@ def unknown_ends(
                     yield Diagnostic("bad-replacement", problem, todo, where)
 
 
-def _why_not(
-    name: str,
-    key: str,
-    made: dict[str, OutlineNode],
-    inputs: set[str],
-    outline: Outline,
-) -> tuple[str, str, str | None] | None:
-    """Return code, problem and remedy where no range can begin or end at a tensor, else None."""
+def _why_not(name: str, key: str, made: dict[str, OutlineNode], outline: Outline) -> str | None:
+    """Return why no range can begin or end at a tensor that the model has, or None."""
     node = made.get(name)
-    constant = name in outline.initialisers or (node is not None and node.op_type == "Constant")
-    todo: str | None = "name the output of a node of the main graph"
-    if node is not None and node.depth == 0 and not constant:
-        return None
-    if node is not None and node.depth > 0:
-        if outline.has_functions:
-            return None  # a function's, perhaps: it shows when functions are inlined
-        problem = f"`{name}` is made inside the body of a control-flow node"
-        return "bad-replacement", problem, todo
-    if constant:
+    if name in outline.initialisers or (node is not None and node.op_type == "Constant"):
         what = "no node computes it" if key == "to" else "the module can have it as a weight"
-        return "bad-replacement", f"`{name}` is a constant: {what}", todo
-    if name in inputs:
-        if key == "from":
-            return None
-        return "bad-replacement", f"`{name}` is an input of the model: no range ends there", todo
-    near = nearest(name, {*made, *(inputs if key == "from" else ())})
-    todo = f"the nearest name is `{near}`" if near else None
-    return "unknown-tensor", f"the model has no tensor `{name}`", todo
+        return f"`{name}` is a constant: {what}"
+    if node is None:
+        return None if key == "from" else f"`{name}` is an input of the model: no range ends there"
+    if node.depth > 0 and not outline.has_functions:  # of these it shows when they are inlined
+        return f"`{name}` is made inside the body of a control-flow node"
+    return None

@@ -76,6 +76,10 @@ MISTAKES = {
     "no-runner": VALID + "operators: [{op: a::B, outputs: [{like: 0}]}]\n",
     "two-runners": VALID
     + "operators: [{op: a::B, outputs: [{like: 0}], torch: b.pt, onnxruntime: b.so}]\n",
+    "module-not-found": VALID
+    + "partition: {replace: [{name: a, from: [s], to: [r], torch: a.pt}]}\n",
+    "bad-replacement": VALID
+    + "partition: {replace: [{name: a, from: [s, s], to: [r], torch: m.onnx}]}\n",
     "cannot-stay-whole": VALID + "partition: {keep_together: [[{op: Conv}, {op: Add}]]}\n",
     "group-across-scopes": VALID
     + "partition: {scopes: {a: /stem/*}, keep_together: [[{op: Relu}, {op: GlobalAveragePool}]]}\n",
@@ -103,7 +107,7 @@ def test_the_mistakes_are_all_there_are() -> None:
 
     checking = (
         *("source", "compile_spec", "schema_problem", "model_problem", "check"),
-        *("stage_problem", "measured_cost"),
+        *("stage_problem", "measured_cost", "replace_problem"),
     )
     used = {code for name in checking for code in codes_in(name)}
     assert used == elsewhere | MISTAKES.keys()
