@@ -65,10 +65,8 @@ class AskedStages:
         by_node = [point.node for point in partition.points if point.node is not None]
         if not asked and not by_node:
             return cls((), {}, {}, frozenset(), frozenset(), place)
-        nodes = [flow_node(node) for node in graph.nodes]
-        flow = Flow.of(nodes, asked)
-        if problems := [*flow.problems(place)]:
-            raise SpecError(*problems)
+        nodes = [_flow_node(node) for node in graph.nodes]
+        flow = _sound_flow(nodes, asked, place)
         stages = flow.apart()
         matched = [
             frozenset(n for n, node in enumerate(nodes) if node.matches([Selector(node=pattern)]))
@@ -169,6 +167,42 @@ def _with_module(member: Member, node: str, place: PlaceOf) -> Diagnostic:
     )
 
 
+def nodes_of_scope(
+    graph: gs.Graph, asked: Sequence[Asked], scope: str, place: PlaceOf
+) -> frozenset[str]:
+    """Return the names of the nodes that ``scope`` holds of ``graph``, the original model.
+
+    Raises:
+        SpecError: If something is in the way of a stage that the spec asks for.
+    """
+    flow = _sound_flow([_flow_node(node) for node in graph.nodes], asked, place)
+    (member,) = [each for each in flow.members if each.asked.scope == scope]
+    return frozenset(flow.names[number] for number in member.nodes)
+
+
+def _sound_flow(nodes: Sequence[FlowNode], asked: Sequence[Asked], place: PlaceOf) -> Flow:
+    """Return the flow of a model in which nothing is in the way of what is asked.
+
+    The check of the spec asked the same, but of a model whose functions were not inlined.
+    """
+    flow = Flow.of(nodes, asked)
+    found = {member.asked.keys for member in flow.members}
+    problems = [
+        Diagnostic(
+            "unknown-node",
+            f"{each.label} holds no node: its patterns match constants or calls of functions alone, "
+            "in whose place other nodes stand",
+            "see with `optc optimize` what the nodes of the model are called",
+            place(*each.keys),
+        )
+        for each in asked
+        if each.scope is not None and each.keys not in found
+    ]
+    if problems := [*problems, *flow.problems(place)]:
+        raise SpecError(*problems)
+    return flow
+
+
 class _Edges:
     """The tensors between nodes, but for sizes that are known without computing anything else."""
 
@@ -206,8 +240,7 @@ class _Edges:
         ]
 
 
-def flow_node(node: gs.Node) -> FlowNode:
-    """Return what of ``node`` decides in which stage it is, and what is in its way."""
+def _flow_node(node: gs.Node) -> FlowNode:
     inside = [each for body in bodies_of(node) for each in all_nodes(body)]
     return FlowNode(
         node.name,

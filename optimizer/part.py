@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 from onnx import helper
 
 from optc.optimizer.arrays import dtype_name, dtype_of
-from optc.optimizer.asked_stages import flow_node
+from optc.optimizer.asked_stages import nodes_of_scope
 from optc.optimizer.custom_library import Libraries
 from optc.optimizer.cut import Cut, tensors_of
 from optc.optimizer.model_file import load_graph, read_model
@@ -33,7 +33,7 @@ from optc.specs.compile_spec import CompileSpec, Demands, Range
 from optc.specs.diagnostic import Diagnostic, InputError, SpecError, nearest
 from optc.specs.manifest import ModelPart, Size, Tensor
 from optc.specs.model_problem import ResolvedInput
-from optc.specs.stage_problem import SHAPE_OPS, Flow, asked_of
+from optc.specs.stage_problem import SHAPE_OPS, asked_of
 
 Array = npt.NDArray[Any]
 D = TypeVar("D", bound=Demands)
@@ -50,13 +50,9 @@ def part_of(checked: CheckedSpec, stage: str) -> CheckedSpec:
         SpecError: If the scope cannot be one stage, or cannot stand alone.
         ModelError: If the model cannot be read or is damaged.
     """
-    index = list(checked.spec.partition.scopes).index(_known(checked, stage))
+    _check_known(checked, stage)
     graph = load_graph(read_model(checked.model_path), checked.inputs)
-    nodes = [flow_node(node) for node in graph.nodes]
-    asked = asked_of(checked.spec.partition)
-    if problems := [*Flow.of(nodes, asked).problems(checked.place)]:
-        raise SpecError(*problems)
-    inside = {node.name for node in nodes if node.matches(asked[index].selectors)}
+    inside = nodes_of_scope(graph, asked_of(checked.spec.partition), stage, checked.place)
     shapes = infer(graph, opset=graph.opset, ranges=checked.symbol_ranges)
     annotate(graph, shapes)
     borders = _Borders(graph, shapes)
@@ -87,10 +83,10 @@ def part_of(checked: CheckedSpec, stage: str) -> CheckedSpec:
     )
 
 
-def _known(checked: CheckedSpec, stage: str) -> str:
+def _check_known(checked: CheckedSpec, stage: str) -> None:
     scopes = checked.spec.partition.scopes
     if stage in scopes:
-        return stage
+        return
     if not scopes:
         todo = 'name the nodes of the stage in the spec: `partition: {scopes: {backbone: "/backbone/*"}}`'
         problem = f"`{checked.path}` has no scopes, which are what can be compiled on their own"

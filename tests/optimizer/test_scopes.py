@@ -47,9 +47,11 @@ SCOPES = 'scopes: {backbone: "backbone_*", boxes: "boxes_*", scores: "scores_*"}
 DIMS = "dims: {batch: {min: 1, opt: 2, max: 4}, height: {min: 8, opt: 16, max: 32}}"
 
 
-def write(folder: Path, text: str, partition: str, dims: str = "", extra: str = "") -> CheckedSpec:
+def write(
+    folder: Path, text: str, partition: str, dims: str = "", extra: str = "", head: str = HEAD
+) -> CheckedSpec:
     """Write a model whose weights are drawn, and a spec for it; return the spec, checked."""
-    model = onnx.parser.parse_model(HEAD + text)
+    model = onnx.parser.parse_model(head + text)
     random = np.random.default_rng(0)
     for info in model.graph.value_info:  # the weights that the text names and gives no values
         shape = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
@@ -202,6 +204,24 @@ def test_what_two_scopes_compute_alike_is_in_the_one_that_runs_first(
     assert question.scopes == {"a": {"a_exp", "a_mul"}, "b": {"b_add", "b_mul"}}
     found = stages(compile_package(write(tmp_path, ALIKE, f"scopes: {{{order}}}"), tmp_path / "p"))
     assert [name for name, _, _ in found] == ["a", "b"]
+
+
+def test_a_scope_of_calls_that_are_inlined_holds_nothing(tmp_path: Path) -> None:
+    spec = write(
+        tmp_path,
+        """
+    g (float[2] x) => (float[2] y)
+    {
+        [first]  a = Relu (x)
+        [second] y = own.twice (a)
+    }
+    <domain: "own", opset_import: ["" : 17]>
+    twice (x) => (y) { y = Add (x, x) }""",
+        "scopes: {head: second}",
+        head='<ir_version: 9, opset_import: ["" : 17, "own" : 1]>',
+    )
+    with pytest.raises(SpecError, match="the scope `head` holds no node"):
+        prepared(spec)
 
 
 def test_groups_that_share_a_node_are_one(tmp_path: Path) -> None:
@@ -397,6 +417,23 @@ def test_an_axis_without_a_bound_does_not_enter_a_part(tmp_path: Path) -> None:
     assert fault.code == "axis-without-range"
     assert fault.todo is not None
     assert "under `dims`" in fault.todo
+
+
+def test_a_part_has_weights_from_where_the_model_has_them(tmp_path: Path) -> None:
+    spec = write(tmp_path, SHARED, SCOPES, DIMS)
+    model = onnx.load(tmp_path / "m.onnx")
+    onnx.save(
+        model, tmp_path / "m.onnx", save_as_external_data=True, location="m.bin", size_threshold=0
+    )
+    compile_package(checked(spec.path), tmp_path / "boxes", stage="boxes")
+    assert verify_package(tmp_path / "boxes").exit_code == 0
+    (tmp_path / "boxes-only").mkdir()
+    (tmp_path / "boxes").rename(
+        tmp_path / "boxes-only" / "package"
+    )  # the model is not needed to run
+    (tmp_path / "m.bin").unlink()
+    b = np.ones((1, 4, 4, 8), np.float32)
+    assert optc.load(tmp_path / "boxes-only" / "package").run({"b": b})["boxes"].shape == b.shape
 
 
 @pytest.mark.parametrize(
