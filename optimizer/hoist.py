@@ -86,16 +86,16 @@ class Asking:
             name for name in names if name not in question.off or question.off[name].by == "rule"
         }
         for target in self.targets:
-            off = {name: question.off[name] for name in left if name in question.off}
-            off |= self.oracle.refused_alone(
+            off = question.off | self.oracle.refusals(
                 model,
-                left - off.keys(),
                 target.backend,
-                profiles=partial(profile_shapes, question),
                 folder=self.folder,
                 compute_capability=target.compute_capability,
+                profiles=partial(profile_shapes, question),
                 tf32=self.tf32,
+                off=question.off.keys(),
             )
+            off = {name: off[name] for name in left if name in off}
             left = set(self._less_legalised(off, question, model, target))
         return left
 
