@@ -29,7 +29,7 @@ TRACK = 12
 """Pixels between lines that run down on the right."""
 
 LABEL_ROOM = 176
-"""Pixels on the right of the last column, for what is said of lines that come in there."""
+"""Pixels on the right of the last column, for what is said of lines that come in there, if any do."""
 
 DROP = 17
 """Pixels between lines that come into a box on the right."""
@@ -196,8 +196,12 @@ class _Panel:
         self._tracks = _tracks(self._links)
         lanes = len({row.left for row in self._rows})
         self._side = MARGIN + lanes * (BOX + LANE_GAP) - LANE_GAP  # right edge of the columns
-        if self._tracks:
+        outermost = max(row.left for row in self._rows)
+        around = [link for link in self._links if link.reader > link.maker + 1]
+        if any(self._rows[link.reader].left == outermost for link in around):
             self._side += LABEL_ROOM
+        elif around:
+            self._side += TRACK
         tracks = max(self._tracks.values(), default=-1) + 1
         self._heading = f"{self._names()}: {self._counts()}"
         heading = 2 * MARGIN + _length(self._heading, 12)
