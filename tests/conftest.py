@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from builder_says import Builder, builder
 from models.materialise import materialise
+from native import Compiled, compiling_to
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,6 +32,12 @@ def real_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return materialise(name, folder)
 
     return made
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """Return the function from a source in tests/models to the shared library of it."""
+    return compiling_to(tmp_path_factory.mktemp("libraries"))
 
 
 @pytest.fixture(scope="session")
