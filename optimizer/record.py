@@ -406,6 +406,7 @@ def report_of(prepared: Prepared, decided: Decided, outcome: Outcome) -> str:
         "pass_seconds": round(passes.seconds, 3),
         "origins": passes.origins,
         "rounds": [asdict(each) for each in decided.rounds],
+        "cost": asdict(prepared.question.cost_model.constants),
         "oracle": decided.asked,
         "builds": [
             {

@@ -228,6 +228,9 @@ def test_what_calls_and_stages_are_taken_to_need_follows_the_spec(tmp_path: Path
     engines = [s.estimate_us or 0 for s in manifest.stages if s.runtime == "tensorrt"]
     assert all(engine >= 1000 for engine in engines)
     assert len(engines) == 2  # each has enough of the FLOPs to stay whatever it costs
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["cost"]["launch_us"] == 1000
+    assert report["cost"]["node_us"] == 5
 
 
 def test_a_plan_decides_what_a_compile_does_and_writes_nothing(tmp_path: Path) -> None:

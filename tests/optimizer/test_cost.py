@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection
 from dataclasses import fields, replace
 from typing import get_args
 
@@ -15,6 +14,7 @@ from graphs import parsed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from optc.optimizer import partition
 from optc.optimizer.cost import (
     Constants,
     CostModel,
@@ -295,6 +295,34 @@ def test_which_engines_stay_does_not_depend_on_the_listing_order(
     assert found[0] == found[1]
 
 
+@given(questions(), st.lists(st.integers(0, 11), max_size=3))
+@settings(max_examples=60, deadline=None)
+def test_engines_beside_points_stay(
+    drawn: tuple[dict[str, list[str]], dict[str, int], list[str], Cost], points: list[int]
+) -> None:
+    question = dag_of(*drawn)
+    question.points = frozenset(f"n{number}" for number in points if number < len(drawn[0]))
+    asked = [
+        stage
+        for stage in question.split(question.off)
+        if stage.runtime == "tensorrt"
+        and not question.points.isdisjoint((*stage.inputs, *stage.outputs))
+    ]
+    plan = Plan(TARGET, dict(question.off))
+    stages = settled_stages(question, plan)
+    assert all(plan.off.keys().isdisjoint(stage.work) for stage in asked)
+    on_gpu = {name for stage in stages if stage.runtime == "tensorrt" for name in stage.work}
+    assert all(on_gpu.issuperset(stage.work) for stage in asked)
+
+
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_past_the_bound_what_is_left_stays(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    monkeypatch.setattr(partition, "MAX_TRIALS", most)
+    question = chain()
+    stages = settled_stages(question, Plan(TARGET, dict(question.off)))
+    assert len(stages) == (5 if most == 0 else 3)
+
+
 def chain(cost: Cost = PLAIN, **work: int) -> Question:
     """Return a chain of an engine, a refused node, a small engine, another, and an engine."""
     edges = {"a": ["x"], "d": ["a"], "s": ["d"], "e": ["s"], "b": ["e"]}
@@ -330,23 +358,11 @@ def test_an_engine_beside_a_point_stays_as_the_user_asked_for_it() -> None:
     assert len(settled_stages(question, Plan(TARGET, dict(question.off)))) == 5
 
 
-class Named(Question):
-    """A question to which the stage of `s` has a name."""
-
-    def split(self, off: Collection[str]) -> list[Stage]:
-        return [
-            replace(each, name="middle") if "s" in each.nodes else each
-            for each in super().split(off)
-        ]
-
-
 def test_an_engine_with_a_name_stays_as_the_user_asked_for_it() -> None:
-    plain = chain()
-    named = Named(
-        plain.graph, plain.shapes, [{}], plain.off, frozenset(), plain.flops, cost=plain.cost
-    )
-    stages = settled_stages(named, Plan(TARGET, dict(plain.off)))
-    assert [(stage.name, stage.nodes) for stage in stages][2] == ("middle", ("s",))
+    question = chain()
+    question.scopes = {"middle": ["s"]}
+    stages = settled_stages(question, Plan(TARGET, dict(question.off)))
+    assert ("middle", ("s",)) in [(stage.name, stage.nodes) for stage in stages]
 
 
 def test_where_no_engine_would_be_left_all_stay() -> None:
