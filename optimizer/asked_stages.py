@@ -18,7 +18,7 @@ from optc.passes.graph import all_nodes, bodies_of, reads
 from optc.passes.shape import Shapes
 from optc.specs.compile_spec import Partition, Selector
 from optc.specs.diagnostic import Diagnostic, SpecError
-from optc.specs.stage_problem import SHAPE_OPS, Asked, Flow, FlowNode, Member, PlaceOf
+from optc.specs.stage_problem import SHAPE_OPS, Asked, Flow, FlowNode, Member, PlaceOf, numbers_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +68,7 @@ class AskedStages:
         nodes = [_flow_node(node) for node in graph.nodes]
         flow = _sound_flow(nodes, asked, place)
         stages = flow.apart()
-        matched = [
-            frozenset(n for n, node in enumerate(nodes) if node.matches([Selector(node=pattern)]))
-            for pattern in by_node
-        ]
+        matched = [numbers_of(nodes, [Selector(node=pattern)]) for pattern in by_node]
         shapes = shapes_of()
         edges = _Edges(nodes, shapes)
         return cls(

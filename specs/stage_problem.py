@@ -8,6 +8,8 @@ once more against the graph that the passes leave. Linear in the nodes and edges
 
 from __future__ import annotations
 
+import fnmatch
+import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -78,9 +80,20 @@ class FlowNode:
     reads: frozenset[str]
     makes: tuple[str, ...]
 
-    def matches(self, selectors: Sequence[Selector]) -> bool:
-        """Whether one of ``selectors`` means it, or a node in its bodies."""
-        return any(each.matches(op, name) for each in selectors for op, name in self.kinds)
+
+def numbers_of(nodes: Sequence[FlowNode], selectors: Sequence[Selector]) -> frozenset[int]:
+    """Return the numbers of the nodes that one of ``selectors`` means, or a node in their bodies.
+
+    It is what `Selector.matches` says, asked of many nodes at once.
+    """
+    ops = {each.op for each in selectors if each.node is None}
+    names = {each.node for each in selectors if each.node is not None}
+    matches = re.compile("|".join(map(fnmatch.translate, sorted(filter(None, names))))).match
+    return frozenset(
+        number
+        for number, node in enumerate(nodes)
+        if any(op in ops or name in names or (names and matches(name)) for op, name in node.kinds)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +138,7 @@ class Flow:
                 continue
             for name in node.reads & maker.keys():
                 after[maker[name]].add(number)
-        members = [
-            Member(
-                each, frozenset(n for n, node in enumerate(nodes) if node.matches(each.selectors))
-            )
-            for each in asked
-        ]
+        members = [Member(each, numbers_of(nodes, each.selectors)) for each in asked]
         return cls([node.name for node in nodes], [sorted(each) for each in after], members)
 
     @property
@@ -276,8 +284,7 @@ class Flow:
         for index, point in enumerate(points):
             where = place("partition", "points", index)
             if point.node is not None:
-                selector = (Selector(node=point.node),)
-                matched = {n for n, node in enumerate(nodes) if node.matches(selector)}
+                matched = numbers_of(nodes, [Selector(node=point.node)])
                 edges = [(n, m) for n in sorted(matched) for m in self.after[n] if m not in matched]
                 if matched and not edges:
                     yield Diagnostic(

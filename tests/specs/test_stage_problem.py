@@ -10,7 +10,8 @@ import networkx as nx
 import pytest
 from spec_file import VALID, checked, codes, faults, rendered, write_model
 
-from optc.specs.stage_problem import Asked, Flow, Member
+from optc.specs.compile_spec import Selector
+from optc.specs.stage_problem import Asked, Flow, FlowNode, Member, numbers_of
 
 pytestmark = pytest.mark.usefixtures("beside_model")
 
@@ -203,3 +204,27 @@ def test_a_long_chain_is_no_matter() -> None:
     (fault,) = flow_of(graph, [{0, size - 1}]).problems(lambda *keys: None)
     assert f"({size - 7} more)" in fault.problem
     assert list(flow_of(graph, [set(range(size // 2))]).problems(lambda *keys: None)) == []
+
+
+@pytest.mark.parametrize(
+    "selectors",
+    [
+        [Selector(node="/a/*")],
+        [Selector(node="/a/*"), Selector(op="Conv")],
+        [Selector(op="Relu"), Selector(op="Conv")],
+        [Selector(node="a[0]"), Selector(node="a[0-9]")],
+        [Selector(node="?")],
+        [Selector(node="none")],
+    ],
+)
+def test_nodes_are_selected_as_everywhere(selectors: list[Selector]) -> None:
+    names = ["/a/b", "/a/", "/A/b", "/b/a", "a[0]", "a0", "a\nb", "x"]
+    kinds = [(op, name) for op in ("Conv", "Relu", "Add") for name in names]
+    nodes = [FlowNode(kind[1], (kind,), frozenset(), ()) for kind in kinds]
+    nodes += [FlowNode("if", (("If", "if"), kind), frozenset(), ()) for kind in kinds]
+    expected = {
+        number
+        for number, node in enumerate(nodes)
+        if any(selector.matches(*kind) for selector in selectors for kind in node.kinds)
+    }
+    assert numbers_of(nodes, selectors) == expected
