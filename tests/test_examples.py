@@ -24,12 +24,14 @@ from optc.specs.check import check
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 OFFLINE = ["classifier", "detector", "ci-gate", "precision"]
+WITH_TORCH = ["torch-stage"]
 FROM_NETWORK = ["ppocr"]
+MARKS = {"torch-stage": [pytest.mark.torch], "ppocr": [pytest.mark.network]}
 SPECS = [
     pytest.param(
         path.parent.name,
         path.name,
-        marks=[pytest.mark.network] if path.parent.name in FROM_NETWORK else [],
+        marks=MARKS.get(path.parent.name, []),
         id=f"{path.parent.name}/{path.name}",
     )
     for path in sorted(EXAMPLES.glob("*/spec*.yaml"))
@@ -45,7 +47,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Example:
 
     @cache
     def made(name: str) -> Path:
-        made_here = shutil.ignore_patterns("build", "*.onnx", "*.npz", "ranges.json")
+        made_here = shutil.ignore_patterns("build", "*.onnx", "*.npz", "*.pt*", "ranges.json")
         copy = shutil.copytree(EXAMPLES / name, folder / name, ignore=made_here)
         make_model(copy)
         return copy
@@ -80,7 +82,7 @@ def console_of(folder: Path) -> dict[str, str]:
 def stages_in(output: str) -> list[str]:
     """Return the lines that tell stages, without what a new pass or TensorRT changes at once."""
     lines = re.findall(
-        r"^.*(?:FLOPs in TensorRT|  tensorrt  |  onnxruntime  ).*$", output, re.MULTILINE
+        r"^.*(?:FLOPs in TensorRT|  tensorrt  |  onnxruntime  |  torch  ).*$", output, re.MULTILINE
     )
     return [re.sub(r"\d+ +(?=[\d.]+%)|[\d.]+ MB", "", line).rstrip() for line in lines]
 
@@ -93,12 +95,15 @@ def legalised_in(output: str) -> list[str]:
 def test_every_example_is_listed_and_tested() -> None:
     folders = sorted(path.parent.name for path in EXAMPLES.glob("*/README.md"))
     index = (EXAMPLES / "README.md").read_text()
-    assert folders == sorted(OFFLINE + FROM_NETWORK)
-    assert re.findall(r"^- \[(.+?)\]\(\1/\)", index, re.MULTILINE) == OFFLINE + FROM_NETWORK
+    known = OFFLINE + WITH_TORCH + FROM_NETWORK
+    assert folders == sorted(known)
+    assert re.findall(r"^- \[(.+?)\]\(\1/\)", index, re.MULTILINE) == known
     assert {spec.values[0] for spec in SPECS} == {*folders}
 
 
-@pytest.mark.parametrize("name", OFFLINE)
+@pytest.mark.parametrize(
+    "name", [*OFFLINE, *(pytest.param(name, marks=pytest.mark.torch) for name in WITH_TORCH)]
+)
 def test_a_model_has_the_same_bytes_each_time(example: Example, name: str) -> None:
     folder = example(name)
     before = (folder / "model.onnx").read_bytes()
@@ -251,6 +256,29 @@ def test_products_in_int8_multiply_what_was_calibrated(example: Example) -> None
     assert len(ranges["amax"]) == len(quantised) == 4
     assert ranges["amax"]["picture"] == 4095
     assert len(ranges["data"]) == 8
+
+
+@pytest.mark.torch
+def test_torch_runs_an_operator_and_a_part_with_learned_weights(example: Example) -> None:
+    folder = example("torch-stage")
+    done = optc(folder, "compile", "spec.yaml")
+    assert done.returncode == 0, done.stderr
+    shown = console_of(folder)["optc compile spec.yaml"]
+    assert stages_in(shown) == stages_in(done.stdout)
+    stages = manifest_of(folder / "build" / "spec")["stages"]
+    modules = [stage["module"] for stage in stages if stage["runtime"] == "torch"]
+    assert modules == ["modules/Peaks.pt", "modules/rescore.pt2"]
+    for path in ("model.onnx", "peaks.pt", "rescore.pt2"):
+        shutil.move(folder / path, folder / f"{path}.away")
+    images = np.random.default_rng(0).random((3, 3, 96, 96), np.float32)
+    np.savez(folder / "in.npz", image=images)
+    done = optc(folder, "run", "build/spec", "--inputs", "in.npz", "--outputs", "out.npz")
+    assert done.returncode == 0, done.stderr
+    assert "modules/rescore.pt2 on torch, cpu" in done.stderr + done.stdout
+    with np.load(folder / "out.npz") as found:
+        assert len(found["scores"]) == len(found["boxes"]) > 0
+    for path in ("model.onnx", "peaks.pt", "rescore.pt2"):
+        shutil.move(folder / f"{path}.away", folder / path)
 
 
 @pytest.mark.network

@@ -101,16 +101,27 @@ def weights(seed: int = 0) -> dict[str, Any]:
     rows = np.arange(SIZE // 4, dtype=np.float32) * 4 + 2
     x, y = np.meshgrid(rows, rows)
     return {
-        **{"w0": drawn(WIDTH, 3, 3, 3), "b0": np.zeros(WIDTH, np.float32)},
-        **{"w1": drawn(WIDTH, WIDTH, 3, 3), "b1": np.zeros(WIDTH, np.float32)},
-        **{"w2": drawn(WIDTH, WIDTH, 3, 3), "b2": np.zeros(WIDTH, np.float32)},
-        **{"ws": drawn(1, WIDTH, 3, 3), "bs": np.full(1, 0.2, np.float32)},
-        **{"wd": drawn(2, WIDTH, 3, 3), "bd": np.full(2, 0.5, np.float32)},
-        **{"grid": np.stack([x, y])[None], "eight": np.float32(8)},
-        **{"wh0_": drawn(HIDDEN, 2), "bh0": np.full(HIDDEN, 0.1, np.float32)},
-        **{"wh1": drawn(1, HIDDEN), "bh1": np.zeros(1, np.float32)},
-        **{"zero": np.array([0]), "one": np.array([1]), "halves": np.array([2, 2])},
-        **{"pads": np.array([0, 0, 0, 1]), "nought": np.float32(0)},
+        "w0": drawn(WIDTH, 3, 3, 3),
+        "b0": np.zeros(WIDTH, np.float32),
+        "w1": drawn(WIDTH, WIDTH, 3, 3),
+        "b1": np.zeros(WIDTH, np.float32),
+        "w2": drawn(WIDTH, WIDTH, 3, 3),
+        "b2": np.zeros(WIDTH, np.float32),
+        "ws": drawn(1, WIDTH, 3, 3),
+        "bs": np.full(1, 0.2, np.float32),
+        "wd": drawn(2, WIDTH, 3, 3),
+        "bd": np.full(2, 0.5, np.float32),
+        "grid": np.stack([x, y])[None],
+        "eight": np.float32(8),
+        "wh0_": drawn(HIDDEN, 2),
+        "bh0": np.full(HIDDEN, 0.1, np.float32),
+        "wh1": drawn(1, HIDDEN),
+        "bh1": np.zeros(1, np.float32),
+        "zero": np.array([0]),
+        "one": np.array([1]),
+        "halves": np.array([2, 2]),
+        "pads": np.array([0, 0, 0, 1]),
+        "nought": np.float32(0),
     }
 
 
