@@ -203,6 +203,23 @@ def test_a_greedy_decoder_runs_as_engine_and_loop(spec_of: Spec) -> None:
     assert len(lengths) > 1, "the decoder is to end early at times"
 
 
+def test_a_node_that_the_spec_keeps_off_stays_off_in_front_of_its_loop(spec_of: Spec) -> None:
+    dims = "dims: {batch: 2, wide: 24}"
+    manifest = planned(
+        spec_of(decoding(), f"{dims}\npartition: {{off_tensorrt: [{{node: keys}}]}}")
+    )
+    assert runtime_of(manifest, "keys") == "onnxruntime"
+    assert runtime_of(manifest, "values") == "tensorrt"
+
+
+def test_a_scope_keeps_its_control_flow_whole(spec_of: Spec) -> None:
+    scope = "partition: {scopes: {choice: [if, mean, above]}}"
+    manifest = planned(spec_of(branching(), scope))
+    (stage,) = [stage for stage in manifest.stages if stage.name == "choice"]
+    assert "if" in stage.nodes
+    assert not any("conv1" in each.nodes for each in manifest.stages)
+
+
 # --- what TensorRT takes whole -------------------------------------------------------------------
 
 ROUND = "body = one (int64 i, bool go, float[2,4] h) => (bool on, float[2,4] z"
