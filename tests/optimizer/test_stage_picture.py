@@ -7,6 +7,8 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from optc.optimizer.stage_picture import picture_of
 from optc.specs.manifest import (
@@ -194,6 +196,14 @@ def test_names_are_escaped_and_cut_to_their_box() -> None:
     assert len(cut) < 40
     tips = [each.text or "" for each in picture.iter(f"{SVG}title")]
     assert any(LONGEST in tip for tip in tips)
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+@settings(deadline=None, max_examples=60, derandomize=True)
+def test_any_name_makes_a_picture(name: str, model: str) -> None:
+    stages = [stage(0, 3, name=name), stage(1, 3), stage(2, 3)]
+    picture = drawn(manifest(stages, model=f"{model}.onnx"))
+    assert len(boxes(picture)) == 5
 
 
 def test_what_is_refused_and_what_crosses_is_said() -> None:
