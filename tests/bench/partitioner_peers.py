@@ -25,7 +25,8 @@ Engines of peers that hold nothing but the arithmetic of sizes do not count.
     seconds     of CPU that the rule takes, in Python
 
 Below the tables: by how much fewer ours has, as geometric means; where a peer has fewer engines, or
-as many engines and stages and less across; how our time grows. Exits 1 where a peer has fewer engines
+as many engines and stages and less across; how our time grows. Engines of a peer that wait for each
+other count as none. Exits 1 where a peer has fewer engines
 anywhere, ours depends on the order, or our time grows by more than the power 1.2 of the nodes.
 """
 
@@ -46,7 +47,9 @@ import onnx
 from growth import slope
 from partitioner import (
     PEERS,
+    CycleError,
     Dag,
+    Engines,
     Figures,
     figures,
     graph_of,
@@ -116,6 +119,15 @@ def timed(rule: Callable[[], Any], repeat: int = 3) -> tuple[Any, float]:
     return found, best
 
 
+def peer_result(dag: Dag, engines: Engines, seconds: float) -> Result:
+    """Return what the engines of a peer come to."""
+    try:
+        parts = running_order(dag, engines)
+    except CycleError:
+        return Result(engines=len(engines), seconds=seconds, failure="its engines make a cycle")
+    return Result.of(figures(parts, dag.sizes.__getitem__), seconds)
+
+
 # --- random graphs -------------------------------------------------------------------------------
 
 
@@ -137,7 +149,7 @@ def random_row(nodes: int, seed: int, peers: Iterable[str]) -> Row:
 
     for name in peers:
         engines, seconds = timed(lambda rule=PEERS[name]: rule(dag), repeat=1)
-        result = Result.of(figures(running_order(dag, engines), dag.sizes.__getitem__), seconds)
+        result = peer_result(dag, engines, seconds)
         cuts = {frozenset(map(frozenset, engines))}
         for other, were in others if seconds < LONGEST_SECONDS / 10 else ():
             engines = PEERS[name](other)
@@ -202,8 +214,7 @@ def package_row(name: str, question: Question, free: set[str], off: set[str]) ->
     for peer, rule in PEERS.items():
         engines, seconds = timed(lambda rule=rule: rule(dag), repeat=1)
         working = [each for each in engines if any(names[node] not in free for node in each)]
-        parts = running_order(dag, working)
-        row.results[peer] = Result.of(figures(parts, dag.sizes.__getitem__), seconds)
+        row.results[peer] = peer_result(dag, working, seconds)
     return row
 
 
@@ -233,9 +244,10 @@ HEAD = f"{'':22}{'engines':>9}{'rest':>7}{'across':>12}{'sent':>11}{'seconds':>9
 def table(rows: Sequence[Row]) -> Iterator[str]:
     """Yield a line a rule, as means over ``rows``."""
     for name in (OURS, *PEERS):
-        found = [row.results[name] for row in rows if name in row.results]
+        tried = [row.results[name] for row in rows if name in row.results]
+        found = [result for result in tried if not result.failure]
         if not found:
-            yield f"  {name:20}{'too slow':>9}"
+            yield f"  {name:20}  {tried[0].failure if tried else 'too slow'}"
             continue
         means = [
             statistics.fmean(getattr(each, key) for each in found)
@@ -247,13 +259,18 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         yield (
             f"  {name:20}{means[0]:9.1f}{means[1]:7.1f}{means[2]:12.3f}{means[3]:11.3f}"
             f"{means[4]:9.3f}  {listed}{f', the same in {same} of {len(found)}' if counts else ''}"
+            + (f"; {len(tried) - len(found)} cyclic" if len(tried) > len(found) else "")
         )
 
 
 def fewer(rows: Sequence[Row]) -> Iterator[str]:
     """Yield by how much fewer ours has than each peer, where both have some."""
     for name in PEERS:
-        pairs = [(row.results[OURS], row.results[name]) for row in rows if name in row.results]
+        pairs = [
+            (row.results[OURS], row.results[name])
+            for row in rows
+            if name in row.results and not row.results[name].failure
+        ]
         parts = []
         for key in ("engines", "across", "sent"):
             ratios = [
@@ -281,7 +298,7 @@ def faults(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
             wrong.append(f"{row.name}: ours depends on the listing: {ours.listings}")
         for name in PEERS:
             theirs = row.results.get(name)
-            if theirs is None:
+            if theirs is None or theirs.failure:
                 continue
             if theirs.engines < ours.engines:
                 wrong.append(
