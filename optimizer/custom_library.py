@@ -39,7 +39,7 @@ def register(options: ort.SessionOptions, libraries: Libraries) -> None:
     """Let a session with ``options`` have the operators of ``libraries``.
 
     Raises:
-        Exception: One of `reference.ORT_ERRORS`, where ONNX Runtime refuses a library.
+        Exception: One of `ort_errors.ORT_ERRORS`, where ONNX Runtime refuses a library.
     """
     for library in libraries:
         options.register_custom_ops_library(str(library.resolve()))
@@ -160,7 +160,7 @@ def _why_not(libraries: Libraries, model: bytes | None) -> str | None:
     """Return why ``libraries``, or ``model`` with them, cannot be loaded; None where they can."""
     import onnxruntime as ort
 
-    from optc.optimizer.reference import ORT_ERRORS
+    from optc.optimizer.ort_errors import ORT_ERRORS
 
     options = ort.SessionOptions()
     options.log_severity_level = 4  # the exception says it

@@ -21,9 +21,9 @@ import numpy as np
 import onnxruntime as ort
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 
+from optc.optimizer.ort_errors import ORT_ERRORS
 from optc.optimizer.reference import (
     LOWER_IR_VERSION,
-    ORT_ERRORS,
     Array,
     Rejected,
     Runner,

@@ -20,7 +20,8 @@ import onnxruntime as ort
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper
 
 from optc.optimizer.custom_library import Libraries, register
-from optc.optimizer.reference import ORT_ERRORS, Array, array_of, ort_value
+from optc.optimizer.ort_errors import ORT_ERRORS
+from optc.optimizer.reference import Array, array_of, ort_value
 from optc.optimizer.simulation import short_floats, simulated
 from optc.optimizer.torch_module import ModuleNode, ModuleRejected, TorchModule
 from optc.passes.graph import DEFAULT_DOMAINS, Node, export_model, nodes_of

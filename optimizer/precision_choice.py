@@ -27,6 +27,7 @@ from optc.optimizer.lower import Lowerer
 from optc.optimizer.made_up import At, Bound, bytes_needed, made_up, sizes
 from optc.optimizer.node_session import give_back_memory
 from optc.optimizer.oracle import Oracle
+from optc.optimizer.ort_errors import ORT_ERRORS
 from optc.optimizer.part import Lead
 from optc.optimizer.partition import Off, Plan
 from optc.optimizer.precision_levels import Judge, Kept, Wanted, wanted
@@ -36,7 +37,7 @@ from optc.optimizer.precision_search import Candidate, Found, Problem, search
 from optc.optimizer.prepare import Prepared
 from optc.optimizer.progress import Progress
 from optc.optimizer.range_cache import Origin, identity_of, ranges_of
-from optc.optimizer.reference import ORT_ERRORS, Rejected, Runner
+from optc.optimizer.reference import Rejected, Runner
 from optc.optimizer.samples import Sample, check_no_leak, samples_of
 from optc.optimizer.simulator import Reference, See, Simulator
 from optc.passes.flops import is_product

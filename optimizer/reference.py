@@ -22,10 +22,10 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, inliner, numpy_helper
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from optc.optimizer.custom_library import Libraries, register
 from optc.optimizer.made_up import is_float
+from optc.optimizer.ort_errors import ORT_ERRORS
 from optc.passes.graph import DEFAULT_DOMAINS, StoredValues, nodes_of
 from optc.specs.diagnostic import Diagnostic, ModelError
 
@@ -36,22 +36,6 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Values = dict[str, Any]
 """Name -> array; a sequence or map that a model gives back is a list or dict of them."""
-
-ORT_ERRORS: tuple[type[Exception], ...] = (
-    ort_state.EPFail,
-    ort_state.Fail,
-    ort_state.InvalidArgument,
-    ort_state.InvalidGraph,
-    ort_state.InvalidProtobuf,
-    ort_state.NoModel,
-    ort_state.NoSuchFile,
-    ort_state.NotImplemented,
-    ort_state.RuntimeException,
-    RuntimeError,  # the binding's own: a dtype it does not know
-    ValueError,  # a missing input
-    MemoryError,
-)
-"""What ONNX Runtime raises; it has no base class of its own."""
 
 EVALUATOR_ERRORS = (
     RuntimeError,

@@ -414,7 +414,7 @@ class Executor:
             ) from error
 
     def _session(self, stage: Stage) -> OrtRunner:
-        from optc.optimizer.reference import ORT_ERRORS
+        from optc.optimizer.ort_errors import ORT_ERRORS
 
         if stage.id not in self._sessions:
             for path in self._files_of(stage):

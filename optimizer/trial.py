@@ -29,7 +29,8 @@ from typing import Any, Self
 
 from optc.optimizer.backend import interpreter_flags
 from optc.optimizer.made_up import Bound, available_bytes, bytes_needed, made_up, shown_bytes
-from optc.optimizer.reference import ORT_ERRORS, OrtRunner, Rejected
+from optc.optimizer.ort_errors import ORT_ERRORS
+from optc.optimizer.reference import OrtRunner, Rejected
 from optc.optimizer.worker import die_with, leave_no_traces
 from optc.specs.compile_spec import Range
 from optc.specs.model_problem import ResolvedInput

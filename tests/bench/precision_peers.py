@@ -62,7 +62,8 @@ from picture import drawn, takes_pictures
 
 from optc.optimizer.arrays import read_arrays, write_arrays
 from optc.optimizer.criteria import Criteria
-from optc.optimizer.reference import ORT_ERRORS, Model, Rejected, flattened
+from optc.optimizer.ort_errors import ORT_ERRORS
+from optc.optimizer.reference import Model, Rejected, flattened
 from optc.specs.diagnostic import ModelError
 from optc.specs.manifest import Tensor
 

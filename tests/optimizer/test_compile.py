@@ -20,7 +20,7 @@ from text_package import check_files
 
 import optc
 from optc.optimizer.compile import compile_package, plan_package, verify_package
-from optc.optimizer.reference import ORT_ERRORS
+from optc.optimizer.ort_errors import ORT_ERRORS
 from optc.optimizer.summary import Outcome
 from optc.passes import registry
 from optc.specs.check import check

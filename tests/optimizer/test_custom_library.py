@@ -19,8 +19,9 @@ from optc.optimizer.builder import Workers
 from optc.optimizer.compile import compile_package, plan_package, verify_package
 from optc.optimizer.custom_library import try_out
 from optc.optimizer.job import ProbeJob
+from optc.optimizer.ort_errors import ORT_ERRORS
 from optc.optimizer.package import sha256_of
-from optc.optimizer.reference import ORT_ERRORS, Model, OrtRunner
+from optc.optimizer.reference import Model, OrtRunner
 from optc.optimizer.summary import Outcome
 from optc.passes import registry
 from optc.specs.check import check
