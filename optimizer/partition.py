@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -23,7 +24,7 @@ from optc.passes.graph import all_nodes, bodies_of, reads
 from optc.passes.legalising import Recipe
 from optc.passes.precision import NodePrecision
 from optc.passes.profile_check import why_not_at
-from optc.passes.split import Runtime, Splitter, Stage, quantised, why_not_whole
+from optc.passes.split import CutApart, Runtime, Splitter, Stage, quantised, why_not_whole
 from optc.passes.tensorrt_rule import shape_readers, why_not_its_rounds, why_not_its_types
 from optc.specs.compile_spec import Cost, Range, Target
 from optc.specs.diagnostic import Diagnostic, ModelError, OptcError, Place, SpecError
@@ -167,6 +168,7 @@ class Question:
         flops: Node -> FLOPs.
         fallback: Runtime of what is off TensorRT.
         place_of_profiles: Where the spec gives extents.
+        place_of_partition: Where the spec says what is to be one stage.
         units: Nodes that stay in one stage.
         scopes: Name of a stage -> the nodes it holds, and no others.
         runtimes: Name of a node -> the runtime that has to run it, if any has. Such nodes are in
@@ -182,6 +184,7 @@ class Question:
     flops: Mapping[str, int]
     fallback: Runtime = "onnxruntime"
     place_of_profiles: Place | None = None
+    place_of_partition: Place | None = None
     units: Sequence[Collection[str]] = ()
     scopes: Mapping[str, Collection[str]] = field(default_factory=dict)
     runtimes: Mapping[str, Runtime] = field(default_factory=dict)
@@ -211,21 +214,55 @@ class Question:
     def splitter(self) -> Splitter:
         """What splits the graph."""
         if self._splitter is None:
-            self._splitter = Splitter(
-                self.graph,
-                points=self.points,
-                is_free=self.is_free,
-                fallback=self.fallback,
-                bytes_of=self.bytes_of,
-                units=(*self.units, *quantised(self.graph)),
-                scopes=self.scopes,
-                runtimes=self.runtimes,
-            )
+            with self._in_one_stage():
+                self._splitter = Splitter(
+                    self.graph,
+                    points=self.points,
+                    is_free=self.is_free,
+                    fallback=self.fallback,
+                    bytes_of=self.bytes_of,
+                    units=(*self.units, *self._quantised()),
+                    scopes=self.scopes,
+                    runtimes=self.runtimes,
+                )
         return self._splitter
 
+    def _quantised(self) -> list[list[str]]:
+        """Return what is quantised together, but for what the spec cuts apart."""
+        scope_of = {node: name for name, nodes in self.scopes.items() for node in nodes}
+        return [
+            unit
+            for unit in quantised(self.graph)
+            if len({scope_of.get(name) for name in unit}) == 1
+            and self.points.isdisjoint(t.name for t in self._nodes[unit[0]].outputs)
+        ]
+
     def split(self, off: Collection[str]) -> list[Stage]:
-        """Return the stages of the graph with the nodes ``off`` off TensorRT."""
-        return self.splitter.split(off)
+        """Return the stages of the graph with the nodes ``off`` off TensorRT.
+
+        Raises:
+            SpecError: ``cannot-stay-whole``, where something off TensorRT is in the way of a scope or
+                group, such as arithmetic with sizes that any stage could have repeated.
+        """
+        with self._in_one_stage():
+            return self.splitter.split(off)
+
+    @contextmanager
+    def _in_one_stage(self) -> Iterator[None]:
+        """Say of what cannot stay whole that it is the spec's wish."""
+        try:
+            yield
+        except CutApart as error:
+            path = " -> ".join(f"`{name}`" for name in error.path)
+            raise SpecError(
+                Diagnostic(
+                    "cannot-stay-whole",
+                    "nodes that are to be one stage cannot be: a path leaves them and enters them "
+                    f"again in the optimised model, {path}",
+                    "let the scope, or the group of `keep_together`, hold what is on the way, too",
+                    self.place_of_partition,
+                )
+            ) from error
 
     @property
     def cost_model(self) -> CostModel:
@@ -460,16 +497,19 @@ def _paying(question: Question, off: Off, stages: list[Stage]) -> list[Stage]:
     proven: set[tuple[str, ...]] = set()  # work of engines that a new split showed to pay
     trials = 0
     while trials < MAX_TRIALS:
-        losing = cost.losing(found, _kept(question, found, proven))
+        kept = _kept(question, found, proven)
+        losing = cost.losing(found, kept)
         if not losing:
             break
+        staying = {name for index in kept for name in found[index].work}
         while True:
             trials += 1
             trial = dict(dropped)
             for verdict in losing:
                 trial.update(dict.fromkeys(verdict.stage.work, Refused("rule", verdict.reason)))
             split = _buildable(question, trial)
-            if (new_time := cost.split_us(split)) < time:
+            # A new cut can take more off: an axis that nothing bounds there, a size from outside.
+            if staying.isdisjoint(trial) and (new_time := cost.split_us(split)) < time:
                 found, dropped, time = split, trial, new_time
                 break
             if len(losing) == 1:

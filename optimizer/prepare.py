@@ -215,6 +215,7 @@ def _question(
         fallback=spec.fallback.runtime,
         runtimes={**operators.runtimes(graph), **modules.runtimes(graph)},
         place_of_profiles=checked.place("profiles", key=True) or checked.place("dims", key=True),
+        place_of_partition=checked.place("partition", key=True),
         cost=checked.cost,
     )
     question.scopes, question.units = asked.on(

@@ -225,12 +225,12 @@ class Splitter:
         return sum(self.bytes.get(name, 0) for name in read) < made
 
     def _check_units(self) -> None:
-        """Make sure that no path leads out of a unit and back into it.
+        """Make sure that no path leads out of a unit and back into it, but for what is repeated.
 
         Raises:
             CutApart: Showing a path.
         """
-        _Items(self, frozenset())
+        _Items(self, self.repeatable)
 
 
 class _Items:
@@ -365,7 +365,10 @@ class _Split:
         """Return the stage of each item."""
         items, splitter = self.items, self.splitter
         scopes = [splitter.scope_of.get(names[0], "") for names in items.names]
-        torch = [splitter.runtimes.get(names[0]) == "torch" for names in items.names]
+        torch = [
+            not on and splitter.runtimes.get(names[0]) == "torch"
+            for on, names in zip(self.on, items.names, strict=True)
+        ]
         arcs: dict[tuple[int, int], bool] = {}  # maker and reader -> whether a cut is asked for
         passed: dict[str, set[int]] = {}
         for name, read in items.reads.items():

@@ -231,6 +231,52 @@ def test_groups_that_share_a_node_are_one(tmp_path: Path) -> None:
     assert {node.name for node in question.graph.nodes} == unit
 
 
+QUANTISED = """
+g (float[1,4,8,8] x) => (float[1,4,8,8] y)
+<float scale = {0.1}, int8 zero = {0}, float[4,4,1,1] w, float[4,4,1,1] v>
+{
+    [a_round] r = QuantizeLinear (x, scale, zero)
+    [a_take]  s = DequantizeLinear (r, scale, zero)
+    [a_conv]  c = Conv (s, w)
+    [b_round] t = QuantizeLinear (c, scale, zero)
+    [b_take]  u = DequantizeLinear (t, scale, zero)
+    [b_conv]  y = Conv (u, v)
+}"""
+
+
+@pytest.mark.parametrize("partition", ["scopes: {a: 'a_*', b: 'b_*'}", "points: [c]"])
+def test_what_is_quantised_together_is_cut_where_the_spec_says(
+    tmp_path: Path, partition: str
+) -> None:
+    found = stages(compile_package(write(tmp_path, QUANTISED, partition), tmp_path / "package"))
+    assert len(found) == 2
+    assert {"a_conv"} == {"a_conv", "b_conv"} & found[0][2]
+
+
+def test_sizes_that_are_computed_elsewhere_are_in_the_way_only_off_tensorrt(
+    tmp_path: Path,
+) -> None:
+    text = """
+    g (float[n,4] x) => (float[m,k] y)
+    <float[4,4] w, float[2,3] v, int64[1] two = {2}, int64[1] first = {0}>
+    {
+        [a_one]   p = MatMul (x, w)
+        [b_size]  s = Shape (p)
+        [b_pick]  d = Gather (s, first)
+        [b_twice] t = Mul (d, two)
+        [b_both]  c = Concat <axis = 0> (t, two)
+        [a_two]   q = Reshape (p, c)
+        [a_three] y = MatMul (q, v)
+    }"""
+    disabled = "passes: {disable: [fold-shapes]}"
+    spec = write(tmp_path, text, "scopes: {a: 'a_*'}", "dims: {n: 4}", disabled)
+    question = prepared(spec).question
+    assert [stage.name for stage in question.split([])] == ["a"]
+    with pytest.raises(SpecError, match="cannot-stay-whole") as caught:
+        question.split(["b_twice"])
+    assert caught.value.diagnostics[0].place is not None
+
+
 def test_a_module_is_a_stage_by_itself(tmp_path: Path) -> None:
     spec = write(tmp_path, NORMALISED, "scopes: {all: '*'}")
     graph = import_model(onnx.load(tmp_path / "m.onnx"))
