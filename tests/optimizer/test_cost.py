@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Collection
 from dataclasses import fields, replace
 from typing import get_args
 
@@ -363,6 +364,28 @@ def test_an_engine_with_a_name_stays_as_the_user_asked_for_it() -> None:
     question.scopes = {"middle": ["s"]}
     stages = settled_stages(question, Plan(TARGET, dict(question.off)))
     assert ("middle", ("s",)) in [(stage.name, stage.nodes) for stage in stages]
+
+
+def test_an_engine_stays_without_which_one_that_is_kept_would_lose_nodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    question = chain()
+    split = partition.Question.split
+    without: list[bool] = []
+
+    def watched(self: Question, off: Collection[str]) -> list[Stage]:
+        without.append("s" in off)
+        return split(self, off)
+
+    def unbounded(question: Question, stage: Stage) -> Off:
+        return {"b": Refused("rule", "no bound")} if without[-1] and "b" in stage.nodes else {}
+
+    monkeypatch.setattr(Question, "split", watched)
+    monkeypatch.setattr(partition, "_unbounded", unbounded)
+    plan = Plan(TARGET, dict(question.off))
+    assert len(settled_stages(question, plan)) == 5
+    assert plan.off.keys() == {"d", "e"}
+    assert any(without)  # it was tried
 
 
 def test_where_no_engine_would_be_left_all_stay() -> None:
