@@ -82,13 +82,22 @@ class Modules:
 
         Raises:
             EnvironmentFault: ``missing-extra``, where torch is not installed.
-            SpecError: ``bad-module``.
+            SpecError: ``bad-module``, ``module-in-body``.
         """
         problems: dict[str, Diagnostic] = {}
         notes: dict[str, Diagnostic] = {}
+        outside = {id(node) for node in graph.nodes}
         for node, key in self._used(graph):
             path = self.files[key]
             place = self._place(*self._keys[key], "torch")
+            if id(node) not in outside:
+                text = (
+                    f"the node `{node.name}` is in the body of a control-flow node, which one "
+                    "runtime runs as a whole: torch cannot run a node of it"
+                )
+                todo = "run it with a library of ONNX Runtime, or export it outside of the body"
+                problems.setdefault(text, Diagnostic("module-in-body", text, todo, place))
+                continue
             try:
                 module = self.loaded(key)
             except ModuleRejected as error:

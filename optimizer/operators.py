@@ -78,11 +78,15 @@ class Operators:
         }
 
     def runtimes(self, graph: gs.Graph) -> dict[str, Runtime]:
-        """Return name of a node of the main graph -> the runtime that has to run it.
+        """Return name of a node of the main graph -> the runtime that has to run it where it is off.
 
-        A node that TensorRT runs with a plugin is not there.
+        Of nodes that TensorRT runs with a plugin those are there that torch runs else.
         """
-        return {node.name: runtime for node, _, runtime in self._elsewhere(graph)}
+        found = {node.name: runtime for node, _, runtime in self._elsewhere(graph)}
+        for node, operator in self.used_by(graph.nodes):
+            if operator.torch is not None:
+                found[node.name] = "torch"
+        return found
 
     def _elsewhere(self, graph: gs.Graph) -> Iterator[tuple[gs.Node, Operator, Runtime]]:
         for node in graph.nodes:

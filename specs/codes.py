@@ -72,6 +72,7 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
         "axis-without-range": "A dynamic axis of an input has no range.",
         "unknown-symbol": "No dynamic axis has that name.",
         "module-not-found": "There is no file at the path of a torch module.",
+        "module-in-body": "A node that a torch module runs is in the body of a control-flow node.",
         "bad-module": "A torch module is neither TorchScript nor an exported program, or does not "
         "take what its node gives it.",
         "attribute-not-given": "An exported program is not given an attribute of its node: it has the "

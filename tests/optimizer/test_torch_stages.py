@@ -277,6 +277,23 @@ def test_an_attribute_that_a_module_does_not_take_is_an_error_before_anything_is
     assert not Path("package").exists()
 
 
+def test_a_node_in_a_body_is_not_for_torch() -> None:
+    model(
+        """
+        g (float[batch, 4] x, bool c) => (float[batch, 4] y)
+        {
+            [if] i = If (c)
+              <then_branch = t () => (float[n, 4] t1) { [inner] t1 = acme.Shrink <lambd = 0.25> (x) },
+               else_branch = e () => (float[n, 4] e1) { e1 = Neg (x) }>
+            y = Relu (i)
+        }"""
+    )
+    scripted(Path("shrink.pt"), SHRINK)
+    (problem,) = refused(DIMS + OPERATOR).diagnostics
+    assert problem.code == "module-in-body"
+    assert "the node `inner` is in the body of a control-flow node" in problem.problem
+
+
 def test_a_file_that_is_no_module_is_an_error_at_its_place() -> None:
     convs(None)
     Path("shrink.pt").write_bytes(b"\0")
