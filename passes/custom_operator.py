@@ -200,4 +200,5 @@ def _dim(text: str | int) -> Dim:
 
 
 def _dtype(name: str) -> DType:
-    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+    other = {"bfloat16": ml_dtypes.bfloat16, "string": np.object_}
+    return np.dtype(other.get(name, name))

@@ -44,8 +44,13 @@ def test_an_output_like_an_input_has_its_dtype_and_shape() -> None:
 
 
 def test_dtype_and_shape_can_be_said_beside_what_it_is_like() -> None:
-    outputs = [{"like": 1, "dtype": "bfloat16"}, {"like": 1, "shape": [7]}]
-    found = shapes("y, s = acme.Peaks (x, z)", operator(outputs=outputs))
+    outputs = [
+        {"like": 1, "dtype": "bfloat16"},
+        {"like": 1, "shape": [7]},
+        {"dtype": "string", "shape": []},
+    ]
+    found = shapes("y, s, t = acme.Peaks (x, z)", operator(outputs=outputs))
+    assert (shown(found, "t"), found.dtype("t")) == ((), np.object_)
     assert (shown(found, "y"), found.dtype("y")) == (("b2", "N"), ml_dtypes.bfloat16)
     assert (shown(found, "s"), found.dtype("s")) == (("7",), np.float32)
 
