@@ -3,8 +3,8 @@
 In layers, each asked only where the one before does not tell:
 
 1. the same model was asked about before, whatever the names in it: what was refused of it;
-2. a rule from earlier answers: a node like one that the parser refused both on its own and in a model
-   is left out before the model is parsed;
+2. a rule from earlier answers: an op that the parser named in a model and refused whatever the node is
+   asked about node by node before the model is parsed;
 3. a parse of the whole model. The parser names every node that its op checkers refuse, but of those
    whose import fails only the first. So after each answer every node of a refused op is asked about
    on its own, and then the model again without what was refused, until the parser takes the rest;
@@ -40,7 +40,7 @@ from optc.optimizer.job import (
 )
 from optc.optimizer.kept_failure import failure_as_json, failure_from
 from optc.optimizer.model_parts import ModelParts, ProfilesOf, inputs_of, names_in, takes_sizes
-from optc.optimizer.parser_rules import ParserRules
+from optc.optimizer.parser_rules import ParserRules, refuses
 from optc.optimizer.partition import Off, Refused
 from optc.optimizer.probe import Answer, Counts, Memory, Probe, Prober, Setting, Trial
 
@@ -176,7 +176,7 @@ class Oracle:
 
     def _parsed(self, parts: ModelParts, setting: Setting, off: frozenset[str]) -> tuple[Off, bool]:
         """Return what the parser refuses, and whether it would again."""
-        rules = ParserRules(self._memory, self._prober, setting, self._backend(setting))
+        rules = ParserRules(self._memory, self._backend(setting))
         refused = self._by_rule(parts, setting, off, rules)
         lasting = True
         for _ in range(MAX_ROUNDS):
@@ -202,18 +202,25 @@ class Oracle:
             new = _refused(answers) | named
             if not new:  # whatever it is, no node alone brings it about: the build will tell
                 return refused, lasting
-            rules.learn(self._probes(parts, [parts.nodes[name] for name in named], setting))
+            if named:
+                rules.learn(asked, answers)
             refused |= new
         return refused, False  # the next run goes on from what this one has learnt
 
     def _by_rule(
         self, parts: ModelParts, setting: Setting, off: frozenset[str], rules: ParserRules
     ) -> Off:
-        nodes = [node for node in parts.nodes.values() if node.name not in off]
-        ops = {(node.domain, node.op_type) for node in nodes}
-        ruled = {op for op in ops if rules.knows(*op)}
-        wanted = [node for node in nodes if (node.domain, node.op_type) in ruled]
-        return rules.refused(self._probes(parts, wanted, setting))
+        """Return what is refused of the nodes that are suspected before the model is parsed.
+
+        What was answered earlier is not to change what is decided, only how soon. So what reads
+        sizes from outside is left for the parse: there it may decide what is around a node.
+        """
+        suspects = rules.suspects(node for node in parts.nodes.values() if node.name not in off)
+        probes = self._probes(parts, suspects, setting)
+        probes = {name: probe for name, probe in probes.items() if not takes_sizes(probe.model)}
+        answers = self._prober.answers(list(probes.values()), setting)
+        found = dict(zip(probes, answers, strict=True))
+        return _refused({name: answer for name, answer in found.items() if refuses(answer)})
 
     # --- nodes on their own ----------------------------------------------------------------------
 

@@ -249,11 +249,6 @@ class Prober:
                 found[index] = replace(answer, text=text)
         return [found[index] for index in range(len(probes))]
 
-    def known(self, probe: Probe, setting: Setting) -> Answer | None:
-        """Return the answer to ``probe`` if there is one, with numbers for the names in its text."""
-        answer = self._memory.peek(self.key(probe, setting))
-        return None if answer is None else Answer(**answer)
-
     def key(self, probe: Probe, setting: Setting) -> str:
         """Return what the answer to ``probe`` is kept under."""
         return probe.key(setting, self._workers.identity(setting.backend))

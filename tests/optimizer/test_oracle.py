@@ -287,6 +287,14 @@ REFUSED = """
     }"""
 
 
+# The same with a Squeeze that is taken.
+SOME_TAKEN = (
+    REFUSED.replace("z)", "z, float[n,3] q)")
+    .replace("<float", "<int64[1] one = {1}, float")
+    .replace("[bad]", "[good] q = Squeeze (x, one) [bad]")
+)
+
+
 def asked_about(oracle: Oracle, text: str, head: str = HEAD) -> tuple[set[str], int]:
     """Return what is refused of a model, and how many questions that took."""
     graph = onnx.shape_inference.infer_shapes(parser.parse_model(head + text), data_prop=True)
@@ -365,13 +373,25 @@ def test_what_was_refused_before_is_left_out_of_another_model(
     assert (oracle.counts.parses, oracle.counts.probes) == (1, 0)
 
 
-def test_no_rule_is_made_where_what_is_around_may_decide(workers: Counted, tmp_path: Path) -> None:
-    asked_about(Oracle(workers, tmp_path), REFUSED)
+def test_no_rule_is_made_of_an_op_of_which_nodes_are_taken(
+    workers: Counted, tmp_path: Path
+) -> None:
+    asked_about(Oracle(workers, tmp_path), SOME_TAKEN)
     workers.asked.clear()
     asked_about(Oracle(workers, tmp_path), REFUSED.replace("0.5", "0.25"))
-    # Whether an axis is taken depends on how it is computed.
-    assert "bad" in workers.asked[0].nodes
-    assert "find" not in workers.asked[0].nodes
+    whole = next(job for job in workers.asked if len(job.nodes) > 1)
+    assert "bad" in whole.nodes
+    assert "find" not in whole.nodes
+
+
+def test_a_rule_decides_nothing_where_what_is_around_may(workers: Counted, tmp_path: Path) -> None:
+    asked_about(Oracle(workers, tmp_path), REFUSED)  # of the only Squeeze
+    workers.asked.clear()
+    names, _ = asked_about(Oracle(workers, tmp_path), REFUSED.replace("0.5", "0.25"))
+    assert names == {"bad", "find"}
+    # Whether an axis is taken depends on how it is computed, so the whole is asked.
+    whole = next(job for job in workers.asked if len(job.nodes) > 1)
+    assert "bad" in whole.nodes
 
 
 class Crashing(Counted):
