@@ -310,15 +310,24 @@ They run on a stage that is to be built, where the spec asks for less than fp32,
 node: see [Precision](../explanation/precision.md). In an engine of fp32 there is nothing for them to do.
 """
 
+OPENING_INTRO = """\
+
+## Passes that open control flow
+
+They run once, where no target takes an If whole, on the nodes for which that pays: see
+[Control flow](../explanation/control-flow.md).
+"""
+
 
 def passes_page() -> str:
     """Return the page on the built-in passes, each with its docstring."""
     optimising = [registry.load(name) for name in registry.ORDER]
     legalising = [registry.load(name) for name in registry.LEGALISING]
     lowering = [registry.load(name) for name in registry.LOWERING]
+    opening = [registry.load(name) for name in registry.OPENING]
     parts = [PASSES_INTRO, _table_of(optimising), LEGALISING_INTRO, _table_of(legalising)]
-    parts += [LOWERING_INTRO, _table_of(lowering)]
-    for each in (*optimising, *legalising, *lowering):
+    parts += [LOWERING_INTRO, _table_of(lowering), OPENING_INTRO, _table_of(opening)]
+    for each in (*optimising, *legalising, *lowering, *opening):
         doc = inspect.getdoc(inspect.getmodule(each)) or ""
         parts.append(f"\n## {each.name}\n")
         parts.append(f"Group: {each.group}. Exactness: {each.exactness}.\n")

@@ -127,13 +127,14 @@ def open_bodies(prepared: Prepared, asking: Asking) -> None:
     }
     if not heavy:
         return
+    disabled = prepared.checked.spec.passes.disable
     names = asking.closed(question, heavy)
     closed = [node for name, node in heavy.items() if name in names]
     front: set[str] = set()
     behind: set[str] = set()
     opened: set[str] = set()
     for node in closed:
-        if node.op == "If":
+        if node.op == "If" and OpenBranches.name not in disabled:
             branches = _Branches(node, question, asking)
             after = branches.behind()
             before = branches.in_front(but=after)
@@ -141,7 +142,11 @@ def open_bodies(prepared: Prepared, asking: Asking) -> None:
             behind |= after.keys()
             pays = bool(before or after)
         else:
-            pays = _pays_unrolled(node, question, asking)
+            pays = (
+                node.op == "Loop"
+                and UnrollLoop.name not in disabled
+                and _pays_unrolled(node, question, asking)
+            )
         if pays:
             opened.add(node.name)
     if opened:

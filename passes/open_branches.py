@@ -26,7 +26,6 @@ What moves is chosen by who runs the pass: it pays where the If itself cannot ru
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -40,19 +39,22 @@ from optc.passes.totality import is_total
 BRANCHES = ("then_branch", "else_branch")
 
 
-@dataclass(frozen=True)
 class OpenBranches(Pass):
-    """Take out of the branches of an If what may stand in front of it, or behind.
-
-    Attributes:
-        front: Names of the nodes that are to stand in front.
-        behind: Names of the nodes of first branches that are to stand behind.
-    """
+    """Take out of the branches of an If what may stand in front of it, or behind."""
 
     name = "open-branches"
 
-    front: frozenset[str] = frozenset()
-    behind: frozenset[str] = frozenset()
+    def __init__(
+        self, front: frozenset[str] = frozenset(), behind: frozenset[str] = frozenset()
+    ) -> None:
+        """Take out nodes by name.
+
+        Args:
+            front: Those that are to stand in front.
+            behind: Those of first branches that are to stand behind.
+        """
+        self.front = front
+        self.behind = behind
 
     def run(self, graph: gs.Graph, facts: Facts) -> Report:
         """Open the branches of the Ifs of ``graph``."""

@@ -114,18 +114,23 @@ LOWERING: tuple[str, ...] = ("spell-out-activations", "quantise-products", "lowe
 """Built-in passes that lower precision, in running order. They run once, on a stage that is to be
 built, and do what they are told (`optc.passes.precision`)."""
 
+OPENING: tuple[str, ...] = ("open-branches",)
+"""Built-in passes that take out of bodies what no target takes there. They run once, on what is named to
+them (`optc.optimizer.hoist`)."""
+
+BUILT_IN = (*ORDER, *LEGALISING, *LOWERING, *OPENING)
+
 
 def _plugins() -> dict[str, EntryPoint]:
     found = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
-    for name in found.keys() & {*ORDER, *LEGALISING, *LOWERING}:
+    for name in found.keys() & {*BUILT_IN}:
         raise _bad_plugin(found[name], "bears the name of a pass that is built in")
     return found
 
 
 def names() -> tuple[str, ...]:
     """Return the names of all passes, built-in ones first, in running order."""
-    built_in = (*ORDER, *LEGALISING, *LOWERING)
-    return (*built_in, *(name for name in _plugins() if name not in built_in))
+    return (*BUILT_IN, *(name for name in _plugins() if name not in BUILT_IN))
 
 
 def load(name: str) -> type[Pass]:
@@ -135,7 +140,7 @@ def load(name: str) -> type[Pass]:
         KeyError: If there is none.
         EnvironmentFault: If a plugin's entry point cannot be used (code ``bad-plugin``).
     """
-    if name in ORDER or name in LEGALISING or name in LOWERING:
+    if name in BUILT_IN:
         module = import_module(f"optc.passes.{name.replace('-', '_')}")
         found: type[Pass] = getattr(module, "".join(map(str.capitalize, name.split("-"))))
         return found
@@ -202,7 +207,7 @@ def passes(
         only: Names of the passes to return, also of those that legalise; all where it is empty.
         options: Name of a pass -> its options.
     """
-    left_out = {*disable, *LOWERING, *(() if only else LEGALISING)}
+    left_out = {*disable, *LOWERING, *OPENING, *(() if only else LEGALISING)}
     wanted = [name for name in names() if name not in left_out and (not only or name in only)]
     found = [load(name)(**options.get(name, {})) for name in wanted]
     return [pass_ for pass_ in found if only or pass_.group not in ("legalise", "lower")]
@@ -215,7 +220,7 @@ def legalisers(disable: Iterable[str] = (), options: Options = MappingProxyType(
         disable: Names of passes to leave out.
         options: Name of a pass -> its options.
     """
-    left_out = {*disable, *ORDER, *LOWERING}
+    left_out = {*disable, *ORDER, *LOWERING, *OPENING}
     found = [load(name)(**options.get(name, {})) for name in names() if name not in left_out]
     return [pass_ for pass_ in found if pass_.group == "legalise"]
 

@@ -99,6 +99,13 @@ def test_what_costs_more_on_the_gpu_stays_in_the_branch(spec_of: Spec) -> None:
     assert not any("conv1" in stage.nodes for stage in manifest.stages)
 
 
+def test_opening_can_be_disabled(spec_of: Spec) -> None:
+    spec = spec_of(branching(), "passes: {disable: [open-branches]}")
+    assert not any("conv1" in stage.nodes for stage in planned(spec).stages)
+    spec = spec_of(looping(rounds=20), "passes: {disable: [unroll-loop], legalise: false}")
+    assert runtime_of(planned(spec), "loop") == "onnxruntime"
+
+
 def test_an_if_that_tensorrt_takes_stays_whole(spec_of: Spec) -> None:
     model = branching()
     (node,) = [node for node in model.graph.node if node.op_type == "If"]

@@ -34,15 +34,15 @@ class Stranger(Pass):
 
 
 def test_every_built_in_pass_loads_and_bears_its_name() -> None:
-    for name in (*registry.ORDER, *registry.LEGALISING, *registry.LOWERING):
+    for name in registry.BUILT_IN:
         found = registry.load(name)
         assert issubclass(found, Pass)
         assert found.name == name
 
 
-@pytest.mark.parametrize("name", [*registry.ORDER, *registry.LEGALISING, *registry.LOWERING])
+@pytest.mark.parametrize("name", registry.BUILT_IN)
 def test_the_passes_that_an_explanation_names_are_there(name: str) -> None:
-    known = {*registry.ORDER, *registry.LEGALISING, *registry.LOWERING}
+    known = set(registry.BUILT_IN)
     verbs = {each.split("-")[0] for each in known}
     words = re.findall(r"`([a-z]+(?:-[a-z0-9]+)+)`", registry.load(name).explanation())
     assert {word for word in words if word.split("-")[0] in verbs} <= known
@@ -52,8 +52,7 @@ def test_a_plugin_runs_after_what_is_built_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(tmp_path, monkeypatch, "do-nothing", GOOD)
-    built_in = (*registry.ORDER, *registry.LEGALISING, *registry.LOWERING)
-    assert registry.names() == (*built_in, "do-nothing")
+    assert registry.names() == (*registry.BUILT_IN, "do-nothing")
     assert registry.load("do-nothing").summary() == "Does nothing."
 
 
