@@ -201,4 +201,5 @@ def _dim(text: str | int) -> Dim:
 
 def _dtype(name: str) -> DType:
     other = {"bfloat16": ml_dtypes.bfloat16, "string": np.object_}
-    return np.dtype(other.get(name, name))
+    dtype: DType = np.dtype(other.get(name, name))
+    return dtype

@@ -72,7 +72,6 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
         "axis-without-range": "A dynamic axis of an input has no range.",
         "unknown-symbol": "No dynamic axis has that name.",
         "module-not-found": "There is no file at the path of a torch module.",
-        "module-in-body": "A node that a torch module runs is in the body of a control-flow node.",
         "bad-module": "A torch module is neither TorchScript nor an exported program, or does not "
         "take what its node gives it.",
         "attribute-not-given": "An exported program is not given an attribute of its node: it has the "
@@ -88,7 +87,6 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
         "wrong-arity": "A custom operator is declared with more or fewer inputs or outputs than its "
         "nodes in the model have.",
         "like-beyond-inputs": "An output of a custom operator is to be like an input that is not there.",
-        "torch-in-body": "A node in the body of a control-flow node is to run on torch.",
         "not-as-declared": "A node's inputs are not as its operator is declared.",
         "no-runner-left": "TensorRT refuses a node that only a plugin is to run.",
         "bad-replacement": "A range of nodes cannot be replaced by a module; the error shows what is "
