@@ -26,8 +26,8 @@ Engines of peers that hold nothing but the arithmetic of sizes do not count.
 
 Below the tables: by how much fewer ours has, as geometric means; where a peer has fewer engines, or
 as many engines and stages and less across; how our time grows. Engines of a peer that wait for each
-other count as none. Exits 1 where a peer has fewer engines
-anywhere, ours depends on the order, or our time grows by more than the power 1.2 of the nodes.
+other are left out of the figures. Exits 1 where a peer has fewer engines anywhere, ours depends on the
+order, or our time grows by more than the power 1.2 of the nodes.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -280,7 +281,8 @@ def fewer(rows: Sequence[Row]) -> Iterator[str]:
             ]
             if ratios:
                 change = statistics.geometric_mean(ratios) - 1
-                parts.append(f"{abs(change):.1%} {'less' if change <= 0 else 'MORE'} {key}")
+                less = "MORE" if change > 0 else "fewer" if key == "engines" else "less"
+                parts.append(f"{abs(change):.1%} {less} {key}")
         more = sum(theirs.engines > ours.engines for ours, theirs in pairs)
         yield (
             f"  than {name:15}{', '.join(parts)}; fewer engines in {more} of {len(pairs)}"
@@ -321,15 +323,14 @@ def exponent_of(rows: Sequence[Row]) -> float:
     return slope(points) if len({nodes for nodes, _ in points}) > 1 else math.nan
 
 
-def report(rows: Sequence[Row], groups: Sequence[Sequence[Row]], *, grows: bool) -> bool:
-    """Print all there is to say; return whether anything is wrong."""
-    for group in groups:
-        of = f"mean of {len(group)}" if len(group) > 1 else f"{group[0].refused} refused"
-        title = f"{group[0].name.split(',')[0]}, {of}"
-        if not grows:
-            title = f"{group[0].name}: {group[0].nodes} nodes, {group[0].refused} refused"
-        print(f"\n{title}\n{HEAD}")
-        print("\n".join(table(group)))
+def show(group: Sequence[Row], title: str) -> None:
+    """Print the table of some graphs."""
+    print(f"\n{title}\n{HEAD}")
+    print("\n".join(table(group)), flush=True)
+
+
+def report(rows: Sequence[Row], *, grows: bool) -> bool:
+    """Print what all tables come to; return whether anything is wrong."""
     print("\nours has")
     print("\n".join(fewer(rows)))
     wrong, better = faults(rows)
@@ -361,14 +362,17 @@ def main() -> int:
         from partitioner_check import validate
 
         return validate(given.validate)
+    rows: list[Row] = []
     if given.packages:
-        rows = [row for folder in given.packages for row in package_rows(folder)]
-        groups: list[list[Row]] = [[row] for row in rows]
+        for row in (row for folder in given.packages for row in package_rows(folder)):
+            show([row], f"{row.name}: {row.nodes} nodes, {row.refused} off TensorRT")
+            rows.append(row)
     else:
-        sizes = sorted(given.nodes or NODES)
-        rows = list(random_rows(sizes, given.seeds))
-        groups = [[row for row in rows if row.nodes == nodes] for nodes in sizes]
-    wrong = report(rows, groups, grows=not given.packages)
+        graphs = random_rows(sorted(given.nodes or NODES), given.seeds)
+        for nodes, group in groupby(graphs, key=lambda row: row.nodes):
+            rows += (found := list(group))
+            show(found, f"{nodes} nodes, mean of {len(found)} graphs")
+    wrong = report(rows, grows=not given.packages)
     if given.json:
         given.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
     return int(wrong)
