@@ -273,7 +273,7 @@ class _Check:
         inner = [node for node in nodes if node.depth > 0 and not has_functions]
         if operator.torch is not None and inner:
             yield Diagnostic(
-                "module-in-body",
+                "torch-in-body",
                 f"torch cannot run nodes in the body of a control-flow node: {_named(inner)} "
                 f"({operator.op})",
                 "name a library of ONNX Runtime that runs it, or move it out of the body",

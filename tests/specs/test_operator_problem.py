@@ -60,7 +60,7 @@ MISTAKES = {
     "unknown-axis": VALID.replace("(h + 1)//2", "(hh + 1)//2"),
     "wrong-arity": VALID.replace("    inputs: [[n, c, h, w], ", "    inputs: [[n, c, h, w], [], "),
     "like-beyond-inputs": VALID.replace("like: 0, shape", "like: 2, shape"),
-    "module-in-body": VALID.replace("onnxruntime: swirl.so", "torch: swirl.so", 1),
+    "torch-in-body": VALID.replace("onnxruntime: swirl.so", "torch: swirl.so", 1),
     "undeclared-operator": HEAD + "operators:\n" + SWIRL,
 }
 
