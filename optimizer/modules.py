@@ -82,7 +82,7 @@ class Modules:
 
         Raises:
             EnvironmentFault: ``missing-extra``, where torch is not installed.
-            SpecError: ``bad-module``, ``module-in-body``.
+            SpecError: ``bad-module``, ``torch-in-body``.
         """
         problems: dict[str, Diagnostic] = {}
         notes: dict[str, Diagnostic] = {}
@@ -91,12 +91,13 @@ class Modules:
             path = self.files[key]
             place = self._place(*self._keys[key], "torch")
             if id(node) not in outside:
+                op = "::".join(key).removeprefix("::")
                 text = (
-                    f"the node `{node.name}` is in the body of a control-flow node, which one "
-                    "runtime runs as a whole: torch cannot run a node of it"
+                    "torch cannot run nodes in the body of a control-flow node: "
+                    f"`{node.name}` ({op})"
                 )
                 todo = "run it with a library of ONNX Runtime, or export it outside of the body"
-                problems.setdefault(text, Diagnostic("module-in-body", text, todo, place))
+                problems.setdefault(text, Diagnostic("torch-in-body", text, todo, place))
                 continue
             try:
                 module = self.loaded(key)

@@ -290,8 +290,28 @@ def test_a_node_in_a_body_is_not_for_torch() -> None:
     )
     scripted(Path("shrink.pt"), SHRINK)
     (problem,) = refused(DIMS + OPERATOR).diagnostics
-    assert problem.code == "module-in-body"
-    assert "the node `inner` is in the body of a control-flow node" in problem.problem
+    assert problem.code == "torch-in-body"
+    assert "in the body of a control-flow node: `inner`" in problem.problem
+
+
+def test_a_node_in_a_body_of_a_function_is_not_for_torch_either() -> None:
+    made = onnx.parser.parse_model(
+        """
+        <ir_version: 9, opset_import: ["" : 17, "acme" : 1, "mine" : 1]>
+        g (float[batch, 4] x, bool c) => (float[batch, 4] y) { y = mine.either (x, c) }
+        <domain: "mine", opset_import: ["" : 17, "acme" : 1]>
+        either (x, c) => (y) {
+            y = If (c)
+              <then_branch = t () => (t1) { [inner] t1 = acme.Shrink <lambd = 0.25> (x) },
+               else_branch = e () => (e1) { e1 = Neg (x) }>
+        }
+        """
+    )
+    onnx.save(made, "m.onnx")
+    scripted(Path("shrink.pt"), SHRINK)
+    (problem,) = refused(DIMS + OPERATOR).diagnostics
+    assert problem.code == "torch-in-body"
+    assert "in the body of a control-flow node: `inner__1`" in problem.problem
 
 
 def test_a_file_that_is_no_module_is_an_error_at_its_place() -> None:
