@@ -32,6 +32,9 @@ LIBRARIES: Final = (
 )
 """Distributions whose versions decide what comes out."""
 
+EXTRAS: Final[Mapping[str, str]] = {"pillow": "images", "cuda-python": "gpu", "torch": "torch"}
+"""Distributions that optc can do without -> the extra that installs them."""
+
 _TRIAL: Final = """
     <ir_version: 8, opset_import: ["" : 17]>
     trial (float[1,1,4,4] x) => (float[1,1,4,4] y) <float[1,1,1,1] w = {2}> {
@@ -105,7 +108,10 @@ class DoctorReport:
             lines.append("  no NVIDIA GPU: engines can be built (tensorrt-rtx), but not run here")
         lines += ["libraries", f"  python {self.python}"]
         for name, version in self.libraries.items():
-            lines.append(f"  {name} {version or '- not installed'}")
+            missing = "- not installed"
+            if name in EXTRAS:
+                missing += f" (pip install 'optc[{EXTRAS[name]}]')"
+            lines.append(f"  {name} {version or missing}")
         lines.append(f"  onnxruntime runs on {', '.join(self.providers)}")
         for backend in self.backends:
             lines.append(f"backend {backend.name} {backend.version or ''}".rstrip())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import onnxruntime
 import pytest
@@ -29,6 +30,13 @@ def test_what_is_missing_is_said(report: DoctorReport) -> None:
     assert backend.reason is not None
     assert "not installed" in backend.reason
     assert "cannot build: the backend `tensorrt` is not installed" in report.render()
+
+
+def test_a_library_that_optc_can_do_without_is_told_with_its_extra(report: DoctorReport) -> None:
+    without = replace(report, libraries={**report.libraries, "torch": None})
+    assert "  torch - not installed (pip install 'optc[torch]')" in without.render()
+    installed = replace(report, libraries={**report.libraries, "torch": "2.6.0"})
+    assert "  torch 2.6.0\n" in installed.render()
 
 
 def test_the_report_is_for_people_and_for_programs(report: DoctorReport) -> None:
