@@ -68,7 +68,8 @@ class Cut:
             for name, size in self.sizes.items()
             if name in read
         )
-        part.graph.input.extend(map(_info, self.inputs))
+        own = {info.name: info for info in graph.input}
+        part.graph.input.extend(own.get(each.name) or _info(each) for each in self.inputs)
         declared = {info.name: info for info in (*graph.value_info, *graph.output)}
         made = {name for index in needed for name in nodes[index].output}
         part.graph.value_info.extend(

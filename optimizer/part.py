@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
@@ -23,15 +23,15 @@ from optc.optimizer.asked_stages import nodes_of_scope
 from optc.optimizer.custom_library import Libraries
 from optc.optimizer.cut import Cut, tensors_of
 from optc.optimizer.model_file import load_graph, read_model
-from optc.optimizer.reference import Model
+from optc.optimizer.reference import Model, Rejected
 from optc.optimizer.samples import Sample
 from optc.passes.determinism import is_deterministic
 from optc.passes.graph import reads
 from optc.passes.shape import Shapes, annotate, infer
 from optc.specs.check import CheckedSpec
 from optc.specs.compile_spec import CompileSpec, Demands, Range
-from optc.specs.diagnostic import Diagnostic, InputError, SpecError, nearest
-from optc.specs.manifest import ModelPart, Size, Tensor
+from optc.specs.diagnostic import Diagnostic, InputError, ModelError, SpecError, nearest
+from optc.specs.manifest import ModelPart, Size
 from optc.specs.model_problem import ResolvedInput
 from optc.specs.stage_problem import SHAPE_OPS, asked_of
 
@@ -287,7 +287,13 @@ def _restricted(
     if verify is not None:
         groups = {name: _asked(each, outputs) for name, each in verify.groups.items()}
         verify = _asked(verify, outputs).model_copy(update={"groups": groups})
-    return spec.model_copy(update={"partition": partition, "verify": verify})
+    precision = spec.precision
+    if precision.calibration is not None:  # the file that the spec names holds those of the whole
+        calibration = precision.calibration.model_copy(update={"cache": None})
+        precision = precision.model_copy(update={"calibration": calibration})
+    return spec.model_copy(
+        update={"partition": partition, "verify": verify, "precision": precision}
+    )
 
 
 def _asked(demands: D, outputs: Collection[str]) -> D:
@@ -311,43 +317,47 @@ def _asked(demands: D, outputs: Collection[str]) -> D:
 # --- what leads to it ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+KEPT_BYTES: Final = 1 << 28
+"""Of what enters a part, this much is kept in memory: a search runs the same inputs many times."""
+
+Make = Callable[[], Mapping[str, Array]]
+
+
 class Lead:
     """What of an original comes before a part, and what the whole takes.
+
+    Args:
+        part: The part.
+        entering: Names of its inputs.
+        path: Of the original.
+        libraries: Of custom operators that it has.
+        modules: Operator, as domain and op -> the torch module that runs its nodes.
 
     Attributes:
         inputs: Of the whole.
         profiles: Of the whole.
-        entering: Inputs of the part.
-        model: What leads to these.
     """
 
-    inputs: tuple[Tensor, ...]
-    profiles: tuple[Mapping[str, Range], ...]
-    entering: tuple[str, ...]
-    model: Model
-
-    @classmethod
-    def of(
-        cls,
-        part: ModelPart | None,
+    def __init__(
+        self,
+        part: ModelPart,
         entering: Sequence[str],
         path: Path,
-        libraries: Libraries = (),
-        modules: Mapping[tuple[str, str], Path] | None = None,
-    ) -> Self | None:
-        """Return what leads to ``entering`` in the model at ``path``; None for a whole model."""
-        if part is None:
-            return None
-        own = {tensor.name for tensor in part.original_inputs}
+        libraries: Libraries,
+        modules: Mapping[tuple[str, str], Path],
+    ) -> None:
+        self.inputs = part.original_inputs
+        self.profiles = part.original_profiles
+        self._entering = tuple(entering)
+        self._kept_bytes = 0
+        own = {tensor.name for tensor in self.inputs}
         made = [name for name in entering if name not in own]
-        cut = Cut(part.original_inputs, made, {})
-        model = Model(path, libraries, modules or {}, cut)
-        return cls(part.original_inputs, part.original_profiles, tuple(entering), model)
+        self._model = Model(path, libraries, modules, Cut(self.inputs, made, {})) if made else None
 
     def takes(self, given: Collection[str]) -> bool:
         """Whether arrays of these names are for the whole, not for the part itself."""
-        return not set(self.entering) <= set(given) or {t.name for t in self.inputs} <= set(given)
+        own = {tensor.name for tensor in self.inputs}
+        return own <= set(given) or not set(self._entering) <= set(given)
 
     def feeds(self, given: Mapping[str, Array]) -> dict[str, Array]:
         """Return what enters the part where the whole is given ``given``.
@@ -357,26 +367,52 @@ class Lead:
             ModelError: ``cannot-run-original``.
         """
         made = dict(given)
-        if not set(self.entering) <= made.keys():
-            made |= self.model.runner.run(given)
-        return {name: made[name] for name in self.entering}
-
-    def behind(self, make: Callable[[], Mapping[str, Array]]) -> Callable[[], dict[str, Array]]:
-        """Return what makes input of the part, of what makes input of the whole."""
-        return lambda: self.feeds(make())
+        if self._model is not None:
+            made |= self._model.runner.run(given)
+        return {name: made[name] for name in self._entering}
 
     def samples(self, found: Sequence[Sample]) -> list[Sample]:
         """Return samples of the whole as samples of the part."""
-        return [replace(each, load=self.behind(each.load)) for each in found]
+        return [replace(each, load=self.kept(each.name, each.load)) for each in found]
+
+    def kept(self, name: str, make: Make) -> Callable[[], dict[str, Array]]:
+        """Return what makes input of the part, of what makes input of the whole.
+
+        It raises ModelError, ``data-rejected``, where the original does not take the input.
+        """
+        known: list[dict[str, Array]] = []
+
+        def made() -> dict[str, Array]:
+            if known:
+                return known[0]
+            try:
+                found = self.feeds(make())
+            except Rejected as error:
+                raise ModelError(
+                    Diagnostic(
+                        "data-rejected",
+                        f"`{name}`: the original model does not run on it: {error}",
+                        "give inputs that the original takes",
+                    )
+                ) from error
+            self._kept_bytes += sum(array.nbytes for array in found.values())
+            if self._kept_bytes <= KEPT_BYTES:
+                known.append(found)
+            return found
+
+        return made
 
     @property
     def asked(self) -> dict[str, ResolvedInput]:
-        """The inputs of the whole as things to make up."""
+        """The inputs of the whole as things to make up; of type 0 where one is no tensor."""
         return {
-            tensor.name: ResolvedInput(
-                int(helper.np_dtype_to_tensor_dtype(dtype_of(tensor.dtype))),
-                tensor.shape or (),
-                tensor.range,
-            )
+            tensor.name: ResolvedInput(_number(tensor.dtype), tensor.shape or (), tensor.range)
             for tensor in self.inputs
         }
+
+
+def _number(dtype: str) -> int:
+    try:
+        return int(helper.np_dtype_to_tensor_dtype(dtype_of(dtype)))
+    except KeyError:
+        return 0

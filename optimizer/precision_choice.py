@@ -389,13 +389,15 @@ class Chooser:
     @cached_property
     def _lead(self) -> Lead | None:
         """What leads to a scope that is compiled on its own; None for a whole model."""
-        prepared = self._prepared
-        checked, operators = prepared.checked, prepared.operators
-        return Lead.of(
+        prepared, checked = self._prepared, self._prepared.checked
+        if checked.part is None:
+            return None
+        return Lead(
             checked.part,
             list(checked.inputs),
             checked.model_path,
-            operators.libraries,
+            prepared.operators.libraries,
+            prepared.modules.files,
         )
 
     @cached_property
@@ -433,7 +435,7 @@ class Chooser:
                 seen.add(shapes)
                 name = f"{MADE_UP}, profile {index + 1}, {at}"
                 make = partial(made_up, inputs, profile, at)
-                yield measure.Sample(name, lead.behind(make) if lead else make)
+                yield measure.Sample(name, lead.kept(name, make) if lead else make)
 
     def _journal(self, problem: Problem) -> measure.Journal:
         """Return the journal of this search: of this model, data, and demands."""
@@ -443,6 +445,7 @@ class Chooser:
         depends_on = [
             __version__,
             self._prepared.model.sha256,
+            checked.part and checked.part.stage,
             asked,
             [profile.items() for profile in self._prepared.profiles],
             [(each.name, each.levels) for each in problem.candidates],

@@ -399,16 +399,18 @@ def _alike(manifest: Manifest) -> list[tuple[Target, ...]]:
 
 def _lead(package: Runnable, model: Path) -> Lead | None:
     """Return what of ``model`` comes before the part that is in ``package``; None for a whole."""
-    manifest = package.manifest
-    names = [tensor.name for tensor in manifest.inputs]
-    return Lead.of(manifest.model.part, names, model, package.libraries, package.modules)
+    part = package.manifest.model.part
+    if part is None:
+        return None
+    names = [tensor.name for tensor in package.manifest.inputs]
+    return Lead(part, names, model, package.libraries, package.modules)
 
 
 def _behind(lead: Lead | None, case: Case) -> Case:
     """Return ``case``, made up for the whole model, as one of the part that ``lead`` leads to."""
     if lead is None or not case.made_up:
         return case
-    return replace(case, make=lead.behind(case.make))
+    return replace(case, make=lambda: lead.feeds(case.make()))
 
 
 def _made_up_cases(

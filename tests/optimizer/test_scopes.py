@@ -379,6 +379,41 @@ def test_low_precision_of_a_part_is_searched_on_what_enters_it(tmp_path: Path) -
     assert "int8" in stage.precision.nodes
 
 
+def test_low_precision_of_a_part_is_measured_on_made_up_input_of_the_whole(tmp_path: Path) -> None:
+    spec = write(tmp_path, SHARED, SCOPES, DIMS, "precision: fp16")
+    outcome = compile_package(spec, tmp_path / "boxes", stage="boxes")
+    assert outcome.precision
+    assert {note.code for note in outcome.notes} <= {"verify-not-met"}
+    (stage,) = outcome.manifest.stages
+    assert stage.precision is not None
+    assert "fp16" in stage.precision.nodes
+
+
+def test_input_that_the_original_rejects_is_the_users(tmp_path: Path) -> None:
+    text = """
+    g (float[2,4] x, int64[1] i) => (float[1,4] y)
+    <float[4,4] w>
+    {
+        [pick]     a = Gather (x, i)
+        [head_mul] y = MatMul (a, w)
+    }"""
+    write_arrays(
+        tmp_path / "bad.npz", {"x": np.ones((2, 4), np.float32), "i": np.array([7], np.int64)}
+    )
+    spec = write(tmp_path, text, "scopes: {head: 'head_*'}", "", "verify: {data: bad.npz}")
+    with pytest.raises(InputError, match="data-rejected"):
+        compile_package(spec, tmp_path / "head", stage="head")
+    spec = write(
+        tmp_path,
+        text,
+        "scopes: {head: 'head_*'}",
+        "",
+        "precision: {default: int8, calibration: {data: bad.npz}}",
+    )
+    with pytest.raises(InputError, match="data-rejected"):
+        compile_package(spec, tmp_path / "head", stage="head")
+
+
 SIZES = """
 g (float[2,6] x, float[2,3,2] k) => (float[2,3,2] y)
 <float[6,6] w, int64[3] i = {0, 1, 2}>
