@@ -181,7 +181,7 @@ def random_rows(sizes: Sequence[int], seeds: int) -> Iterator[Row]:
 
 
 def package_rows(folder: Path) -> Iterator[Row]:
-    """Cut the model of a package by every rule, for each of its targets."""
+    """Cut the model of a package by every rule, for each target that refuses some of it."""
     manifest = read_manifest(folder)
     graph = import_model(onnx.load(folder / manifest.graph, load_external_data=False), folder)
     ranges = {
@@ -200,7 +200,8 @@ def package_rows(folder: Path) -> Iterator[Row]:
             for name in stage.nodes
             if name not in free or name in {reason.node for reason in stage.why}
         }
-        yield package_row(f"{folder.name}, {target.name}", question, free, off)
+        if off:
+            yield package_row(f"{folder.name}, {target.name}", question, free, off)
 
 
 def package_row(name: str, question: Question, free: set[str], off: set[str]) -> Row:
