@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 FORMAT: Final = 3
-"""Of keys and answers. Another one finds nothing that this one wrote."""
+"""Of keys and answers, and of what is asked for an answer. Another one finds nothing of this one."""
 
 
 def key_of(kind: str, *parts: object) -> str:

@@ -32,13 +32,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPTC_CACHE_DIR", str(tmp_path / "cache"))
 
 
-def spec_of(folder: Path, text: str = MODEL, targets: str = TARGETS) -> Path:
+def spec_of(
+    folder: Path,
+    text: str = MODEL,
+    targets: str = TARGETS,
+    more: str = "passes: {legalise: false}",
+) -> Path:
     folder.mkdir(exist_ok=True)
     onnx.save(parser.parse_model(text), folder / "m.onnx")
     spec = folder / "spec.yaml"
-    spec.write_text(
-        f"version: 1\nmodel: m.onnx\ntargets: [{targets}]\npasses: {{legalise: false}}\n"
-    )
+    spec.write_text(f"version: 1\nmodel: m.onnx\ntargets: [{targets}]\n{more}\n")
     return spec
 
 
@@ -89,6 +92,15 @@ def test_a_compile_after_a_plan_builds_what_it_keeps(tmp_path: Path) -> None:
     manifest = compiled(spec_of(tmp_path / "model"))
     assert questions(manifest) == 0
     assert manifest.oracle["builds"] == engines(manifest) > 0
+
+
+def test_what_became_of_rewrites_and_of_less_precision_is_remembered_too(tmp_path: Path) -> None:
+    first = planned(spec_of(tmp_path / "model", more="precision: fp16"))
+    assert first.oracle["trials"] > 1
+    assert any(stage.legalised for stage in first.stages)
+    second = planned(spec_of(tmp_path / "model", more="precision: fp16"))
+    assert questions(second) == second.oracle["builds"] == 0
+    assert decided(second) == decided(first)
 
 
 def test_other_names_are_asked_about_no_more(tmp_path: Path) -> None:
