@@ -154,7 +154,8 @@ class Operators:
                     "library-lacks-operator",
                     f"with `{operator.onnxruntime}`, ONNX Runtime does not take the node "
                     f"`{node.name}` ({operator.op}): {why}",
-                    "name the library that has the operator, for the types that the model has",
+                    "name the library that has the operator; its types are those that the model has, "
+                    "and those under `outputs`",
                     self._place(operator, "onnxruntime"),
                 )
 

@@ -378,6 +378,14 @@ def test_a_library_without_the_operator(library: Path) -> None:
     assert problem.place.line == 9
 
 
+def test_an_output_of_another_dtype_than_declared(library: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        planned(SPEC.replace("dtype: int64", "dtype: int32"))
+    [problem] = caught.value.diagnostics
+    assert problem.code == "library-lacks-operator"
+    assert "does not match expected type (tensor(int64))" in problem.problem
+
+
 def test_nodes_that_are_not_as_declared(library: Path) -> None:
     with pytest.raises(SpecError) as caught:
         planned(SPEC.replace("[[n, c, h, w]]", "[[n, 8, h, w]]").replace("n*c*h", "n*h"))

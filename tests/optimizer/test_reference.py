@@ -73,7 +73,7 @@ def test_a_model_that_nothing_runs_is_an_error_that_quotes_both(tmp_path: Path) 
 def test_an_ir_version_that_is_too_new_is_lowered_and_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from optc.optimizer import reference
+    from optc.optimizer import ort_errors, reference
 
     class Older(OrtRunner):
         """An ONNX Runtime that reads IR version 10 at most."""
@@ -81,7 +81,7 @@ def test_an_ir_version_that_is_too_new_is_lowered_and_said(
         def __init__(self, model: Path | onnx.ModelProto, *args: object, **more: object) -> None:
             proto = model if isinstance(model, onnx.ModelProto) else onnx.load(model)
             if proto.ir_version > 10:
-                raise reference.ort_state.Fail("Unsupported model IR version")
+                raise ort_errors.ort_state.Fail("Unsupported model IR version")
             super().__init__(model, *args, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(reference, "OrtRunner", Older)

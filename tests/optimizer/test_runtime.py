@@ -281,7 +281,7 @@ def test_the_target_of_the_gpu_is_chosen(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(gpu, "visible_device", lambda: Device("Some GPU", "8.9"))
     monkeypatch.setattr(gpu, "is_installed", lambda backend: True)
     package = load(three_stages(tmp_path / "p"))
-    monkeypatch.setattr(gpu, "Engine", lambda backend, data: engine_fault())
+    monkeypatch.setattr(gpu, "Engine", lambda backend, data, plugins: engine_fault())
     package.run({"x": X})
     assert package.last_run is not None
     assert package.last_run.target == "ada"
