@@ -80,7 +80,7 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
         "library-not-loadable": "ONNX Runtime or TensorRT cannot load a library; the error quotes it.",
         "library-lacks-operator": "ONNX Runtime does not take a node with the library that is to run "
         "it; the error quotes it.",
-        "library-unreadable": "A library cannot be copied into the package.",
+        "library-unreadable": "A library, or a module, that the spec names cannot be read.",
         "undeclared-operator": "The model has an operator that neither ONNX nor ONNX Runtime knows, "
         "and nothing says what it returns and who runs it.",
         "operator-not-in-model": "No node of the model is of an operator that the spec declares.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -129,9 +130,18 @@ class _Check:
     def _files(self, index: int, operator: Operator) -> Iterator[Diagnostic]:
         for key, (code, what) in _FILES.items():
             name = getattr(operator, key)
-            if name is None or (self.folder / name).is_file():
+            if name is None:
                 continue
             path = self.folder / name
+            if path.is_file():
+                if not os.access(path, os.R_OK):
+                    yield Diagnostic(
+                        "library-unreadable",
+                        f"the {what} `{path}` cannot be read",
+                        "let it be read by who runs optc",
+                        self._place(index, key),
+                    )
+                continue
             siblings = path.parent.iterdir() if path.parent.is_dir() else ()
             near = nearest(path.name, sorted(file.name for file in siblings))
             yield Diagnostic(

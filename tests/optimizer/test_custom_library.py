@@ -18,6 +18,7 @@ import optc
 from optc.optimizer.builder import Workers
 from optc.optimizer.compile import compile_package, plan_package, verify_package
 from optc.optimizer.custom_library import try_out
+from optc.optimizer.gpu import Engine, EngineFault, visible_device
 from optc.optimizer.job import ProbeJob
 from optc.optimizer.ort_errors import ORT_ERRORS
 from optc.optimizer.package import sha256_of
@@ -472,6 +473,19 @@ def test_a_plugin_of_other_operators_leaves_nobody_to_run_it(plugins: Path) -> N
     [problem] = caught.value.diagnostics
     assert (problem.code, caught.value.exit_code) == ("no-runner-left", 1)
     assert "Plugin not found" in problem.problem
+
+
+@pytest.mark.gpu
+def test_an_engine_with_a_plugin_loads_after_its_library(plugins: Path) -> None:
+    """It is not run: the plugin of the tests has no kernel."""
+    target = f'compute_capability: "{visible_device().compute_capability}"'
+    compiled_package(PLUGIN.replace('compute_capability: "8.6"', target))
+    data = Path("out/engines/ampere/00.engine").read_bytes()
+    with pytest.raises(EngineFault):
+        Engine("tensorrt-rtx", data)
+    found = Engine("tensorrt-rtx", data, [plugins])
+    assert (found.inputs, found.outputs) == (("image",), ("heat",))
+    assert Engine("tensorrt-rtx", data, [plugins]).inputs == found.inputs  # the library is there
 
 
 @pytest.mark.parametrize(

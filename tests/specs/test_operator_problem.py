@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_each_mistake_has_its_code_and_a_place(code: str) -> None:
 
 
 def test_the_mistakes_are_all_there_are() -> None:
-    notes = {"operator-not-in-model", "unbounded-extent"}  # below
+    notes = {"operator-not-in-model", "unbounded-extent", "library-unreadable"}  # below
     used = codes_in("operator_problem") | {code for code, _ in _FILES.values()}
     assert used == MISTAKES.keys() | notes
     assert used <= CODES.keys()
@@ -170,6 +171,11 @@ def test_a_name_that_is_nearly_an_axis_is_a_note() -> None:
     assert (note.code, note.severity) == ("unbounded-extent", "note")
     assert note.todo is not None
     assert "`height`" in note.todo
+
+
+def test_a_file_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "swirl.so")
+    assert codes(VALID) == ["library-unreadable"] * 2
 
 
 @pytest.mark.parametrize(
