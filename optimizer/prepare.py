@@ -268,13 +268,15 @@ def _off_by_spec(graph: gs.Graph, report: PipelineReport, selected: Mapping[str,
 def _notes(checked: CheckedSpec, graph: gs.Graph, points: frozenset[str]) -> list[Diagnostic]:
     """Return what became of partition points that no longer cut anything."""
     notes = list(checked.notes)
+    replaced = ", or in a range that is replaced" if checked.spec.partition.replace else ""
     made = {t.name for node in graph.nodes for t in node.outputs}
     for index, point in enumerate(p.tensor for p in checked.spec.partition.points):
         if point in points - made:
             notes.append(
                 Diagnostic(
                     "point-is-no-cut",
-                    f"the partition point `{point}` is an input or a constant: no stage ends there",
+                    f"the partition point `{point}` is an input or a constant{replaced}: no stage "
+                    "ends there",
                     "name a tensor that the model computes",
                     checked.place("partition", "points", index),
                     severity="warning",

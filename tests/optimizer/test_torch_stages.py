@@ -453,6 +453,21 @@ def test_a_module_with_other_weights_is_found_out_and_the_first_difference_named
     assert (first.tensor, first.rewritten) == ("o", "head")
 
 
+def test_a_point_inside_a_range_is_told() -> None:
+    headed()
+    replaced = REPLACE.replace("partition:", "partition:\n  points: [t]")
+    outcome = compiled(DIMS + replaced)
+    (note,) = [note for note in outcome.notes if note.code == "point-is-no-cut"]
+    assert "or in a range that is replaced: no stage ends there" in note.problem
+
+
+def test_torch_is_no_fallback_for_operators_of_onnx() -> None:
+    headed()
+    (problem,) = refused(DIMS + REPLACE + "fallback: {runtime: torch}\n").diagnostics
+    assert problem.code == "not-in-this-version"
+    assert "no operator of ONNX: these run on ONNX Runtime" in problem.problem
+
+
 def test_a_range_is_no_obstacle_to_low_precision() -> None:
     headed()
     spec = DIMS + "precision: fp16\n" + REPLACE
