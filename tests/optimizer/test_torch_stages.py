@@ -18,6 +18,8 @@ from onnx import numpy_helper
 import optc
 from optc.optimizer import torch_module
 from optc.optimizer.compile import compile_package, plan_package, verify_package
+from optc.optimizer.model_file import load_graph, read_model
+from optc.optimizer.operators import Operators
 from optc.optimizer.reference import Model, Rejected
 from optc.optimizer.summary import Outcome
 from optc.passes import registry
@@ -258,6 +260,18 @@ def test_an_engine_behind_an_axis_without_a_bound_is_not_built_and_it_is_said_wh
     name = why.split("`")[1]
     compiled(f"dims: {{batch: 2, {name}: {{min: 0, opt: 8, max: 64}}}}\n" + peaks()).check()
     assert [stage["runtime"] for stage in stages()] == ["tensorrt", "torch", "tensorrt"]
+
+
+def test_torch_runs_what_the_engine_of_a_plugin_does_not() -> None:
+    convs()
+    Path("plugin.so").touch()
+    both = OPERATOR.replace("torch: shrink.pt", "torch: shrink.pt, tensorrt: plugin.so")
+    Path("spec.yaml").write_text(HEADER + DIMS + both)
+    checked = check("spec.yaml")
+    graph = load_graph(read_model(checked.model_path), checked.inputs)
+    operators = Operators(checked)
+    assert operators.off(graph) == {}
+    assert operators.runtimes(graph) == {"mine": "torch"}
 
 
 # --- what is wrong with a module -----------------------------------------------------------------

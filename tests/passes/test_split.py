@@ -234,6 +234,12 @@ def test_what_a_torch_node_reads_is_sent_to_it_also_where_others_repeat_it() -> 
     assert not any(stage.repeated for stage in stages)
 
 
+def test_a_node_that_torch_can_run_stays_in_an_engine_while_tensorrt_takes_it() -> None:
+    splitter = Splitter(graph_of({"a": ["x"], "t": ["a"], "b": ["t"]}), runtimes={"t": "torch"})
+    assert [stage.runtime for stage in splitter.split([])] == ["tensorrt"]
+    assert [stage.runtime for stage in splitter.split(["t"])] == ["tensorrt", "torch", "tensorrt"]
+
+
 def test_what_crosses_is_told_with_how_far() -> None:
     graph = graph_of({"a": ["x"], "d": ["a"], "b": ["d", "a"]})
     found = crossings(split(graph, ["d"]))
