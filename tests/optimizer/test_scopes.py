@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +318,40 @@ def test_a_backbone_and_its_heads_compiled_apart_are_the_model(tmp_path: Path) -
     found |= optc.load(tmp_path / "scores").run(features)
     for name, expected in original(tmp_path, {"x": x}).items():
         np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_parts_of_a_real_model_one_after_another_are_its_stages(
+    tmp_path: Path, real_model: Callable[[str], Path]
+) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        f"version: 1\nmodel: {real_model('dcn_resnet18')}\ndims: {{batch: {{min: 1, opt: 2, max: 4}}}}\n"
+        "targets: [{name: ampere, compute_capability: 8.6}]\nverify: {}\n"
+        'partition: {scopes: {stem: "/stem/*", a: "/a/*", b: "/b/*", tail: ["/fc/*", "/Reduce*"]}}\n'
+    )
+    whole = compile_package(checked(spec), tmp_path / "whole")
+    assert whole.exit_code == 0
+    assert [name for name, _, _ in stages(whole)] == ["stem", "a", "b", "tail"]
+    (image,) = whole.manifest.inputs
+    assert image.shape is not None
+    extents = [3 if isinstance(axis, str) else axis for axis in image.shape]
+    values = {image.name: np.random.default_rng(5).random(extents, np.float32)}
+    expected = optc.load(tmp_path / "whole").run(values)
+    for stage in ("stem", "a", "b", "tail"):
+        outcome = compile_package(checked(spec), tmp_path / stage, stage=stage)
+        assert outcome.exit_code == 0
+        package = optc.load(tmp_path / stage)
+        values |= package.run({t.name: values[t.name] for t in outcome.manifest.inputs})
+    for name, array in expected.items():
+        np.testing.assert_allclose(values[name], array, rtol=1e-5, atol=1e-6)
+
+
+def test_a_stage_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = write(tmp_path, SHARED, SCOPES, DIMS)
+    monkeypatch.chdir(tmp_path)
+    package = optc.compile(spec.path, stage="scores")
+    assert package.path == Path("build/spec-scores")
+    assert [tensor.name for tensor in package.manifest.outputs] == ["scores"]
 
 
 def test_a_part_is_verified_against_the_same_part(tmp_path: Path) -> None:
