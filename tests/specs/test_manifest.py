@@ -44,6 +44,7 @@ def manifest() -> Manifest:
                 outputs=("h",),
                 tensors={"h": TensorType(dtype="float32", shape=("batch", 3))},
                 profiles=({"x": Shapes(min=(1, 3), opt=(2, 3), max=(4, 3))},),
+                plugins=("libraries/p.so",),
             ),
             Stage(
                 id=1,
@@ -52,11 +53,15 @@ def manifest() -> Manifest:
                 inputs=("h",),
                 outputs=("y",),
                 why=(Reason(node="n", op="NonZero", by="parser", text="no", targets=("ampere",)),),
+                module="modules/m.pt",
+                libraries=("libraries/a.so",),
             ),
         ),
         targets=(
             Target(name="ampere", backend="tensorrt-rtx", compute_capability="8.6", stages=(0, 1)),
         ),
+        modules={"acme::M": "modules/m.pt"},
+        libraries={"acme::A": "libraries/a.so"},
         files={"model.onnx": "12"},
     )
 
@@ -109,6 +114,11 @@ def test_moving_into_a_folder_moves_every_path() -> None:
         "f1/stages/01-onnxruntime.onnx",
     ]
     assert moved.stages[0].engines["ampere"].file == "f1/engines/ampere/00.engine"
+    assert moved.stages[0].plugins == ("f1/libraries/p.so",)
+    assert moved.stages[1].libraries == ("f1/libraries/a.so",)
+    assert moved.stages[1].module == "f1/modules/m.pt"
+    assert dict(moved.modules) == {"acme::M": "f1/modules/m.pt"}
+    assert dict(moved.libraries) == {"acme::A": "f1/libraries/a.so"}
     assert dict(moved.files) == {"f1/model.onnx": "12"}
 
 
