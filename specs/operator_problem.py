@@ -133,7 +133,7 @@ class _Check:
             if name is None:
                 continue
             path = self.folder / name
-            if path.is_file():
+            if os.path.isfile(path):  # which says no of a path that cannot be, too
                 if not os.access(path, os.R_OK):
                     yield Diagnostic(
                         "library-unreadable",
@@ -142,8 +142,7 @@ class _Check:
                         self._place(index, key),
                     )
                 continue
-            siblings = path.parent.iterdir() if path.parent.is_dir() else ()
-            near = nearest(path.name, sorted(file.name for file in siblings))
+            near = nearest(path.name, _names_in(path.parent))
             yield Diagnostic(
                 code,
                 f"there is no {what} `{path}`",
@@ -335,6 +334,13 @@ class _Check:
         root = self.reading.root
         node = find_key(root, "operators") or find(root, "model", "path") or find(root, "model")
         return None if node is None or isinstance(node, Table) else self.source.place(node)
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except (OSError, ValueError):
+        return []
 
 
 def _count(names: Sequence[str]) -> int:

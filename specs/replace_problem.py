@@ -5,6 +5,7 @@ Whether a range can be cut out is asked of the graph, once it is loaded (`optc.o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,8 +32,8 @@ def missing_modules(
     names: dict[str, int] = {}
     for index, each in enumerate(replace):
         path = folder / each.torch
-        if not path.is_file():
-            siblings = path.parent.iterdir() if path.parent.is_dir() else ()
+        if not os.path.isfile(path):  # which says no of a path that cannot be, too
+            siblings = path.parent.iterdir() if os.path.isdir(path.parent) else ()
             near = nearest(path.name, sorted(file.name for file in siblings))
             yield Diagnostic(
                 "module-not-found",

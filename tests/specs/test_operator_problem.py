@@ -173,6 +173,11 @@ def test_a_name_that_is_nearly_an_axis_is_a_note() -> None:
     assert "`height`" in note.todo
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "m.onnx/x.so", ".", "no/such/folder/x.so"])
+def test_a_path_that_leads_nowhere(name: str) -> None:
+    assert codes(VALID.replace("swirl.so", name)) == ["library-not-found"] * 2
+
+
 def test_a_file_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "swirl.so")
     assert codes(VALID) == ["library-unreadable"] * 2
