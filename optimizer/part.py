@@ -274,9 +274,7 @@ def _restricted(
     """Return what of ``spec`` holds for a part of the model that is the scope ``stage``."""
     partition = spec.partition.model_copy(
         update={
-            "points": tuple(
-                p for p in spec.partition.points if not p.tensor or p.tensor in tensors
-            ),
+            "points": (),  # there is none inside a scope
             "scopes": {stage: ("*",)},
             "replace": tuple(
                 each for each in spec.partition.replace if {*each.from_, *each.to} <= tensors

@@ -346,6 +346,14 @@ def test_parts_of_a_real_model_one_after_another_are_its_stages(
         np.testing.assert_allclose(values[name], array, rtol=1e-5, atol=1e-6)
 
 
+def test_points_at_the_border_of_a_part_are_no_matter(tmp_path: Path) -> None:
+    spec = write(tmp_path, SHARED, f'points: [b, {{node: "backbone_*"}}], {SCOPES}', DIMS)
+    for stage in ("backbone", "boxes"):
+        planned = plan_package(spec, stage=stage, build=False)
+        assert not planned.notes
+        assert [each.name for each in planned.manifest.stages] == [stage]
+
+
 def test_a_stage_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = write(tmp_path, SHARED, SCOPES, DIMS)
     monkeypatch.chdir(tmp_path)
