@@ -35,11 +35,9 @@ class Network:
         first, last = self._number(source), self._number(sink)
         flow = 0
         while levels := self._levels(first, last):
-            places = [0] * len(self._edges_of)
-            while pushed := self._push(first, last, levels, places):
-                flow += pushed
-                if flow >= below:
-                    return None
+            flow += self._push(first, last, levels, below - flow)
+            if flow >= below:
+                return None
         return {self._names[number] for number in self._reaching(last)}
 
     def in_reach(self, of: Iterable[Hashable]) -> set[Hashable]:
@@ -65,44 +63,57 @@ class Network:
         return self._numbers[name]
 
     def _levels(self, first: int, last: int) -> list[int]:
-        """Return how far each node is from ``first``, or [] where ``last`` is out of reach."""
-        levels = [-1] * len(self._edges_of)
-        levels[first] = 0
-        queue = [first]
+        """Return how far each node is from ``last``, or [] where ``first`` does not reach it."""
+        left, ends, edges_of = self._left, self._ends, self._edges_of
+        levels = [-1] * len(edges_of)
+        levels[last] = 0
+        queue = [last]
         for at in queue:
-            for edge in self._edges_of[at]:
-                to = self._ends[edge]
-                if self._left[edge] and levels[to] < 0:
-                    levels[to] = levels[at] + 1
-                    if to == last:
+            beyond = levels[at] + 1
+            for edge in edges_of[at]:
+                before = ends[edge]
+                if levels[before] < 0 and left[edge ^ 1]:
+                    levels[before] = beyond
+                    if before == first:
                         return levels
-                    queue.append(to)
+                    queue.append(before)
         return []
 
-    def _push(self, first: int, last: int, levels: list[int], places: list[int]) -> int:
-        """Push what one path along rising ``levels`` takes; ``places`` say where to look on."""
+    def _push(self, first: int, last: int, levels: list[int], enough: int) -> int:
+        """Push along falling ``levels`` all that these paths take, or ``enough``; return how much."""
+        left, ends, edges_of = self._left, self._ends, self._edges_of
+        places = [0] * len(edges_of)  # where to look on
         path: list[int] = []
+        flow = 0
         at = first
-        while at != last:
-            edges = self._edges_of[at]
-            while places[at] < len(edges):
-                edge = edges[places[at]]
-                to = self._ends[edge]
-                if self._left[edge] and levels[to] == levels[at] + 1:
+        while True:
+            if at == last:
+                room = min([left[edge] for edge in path])
+                flow += room
+                full = 0
+                for step in range(len(path) - 1, -1, -1):
+                    edge = path[step]
+                    left[edge] -= room
+                    left[edge ^ 1] += room
+                    if not left[edge]:
+                        full = step
+                if flow >= enough:
+                    return flow
+                at = ends[path[full] ^ 1]  # the rest of the path takes more
+                del path[full:]
+            edges, nearer = edges_of[at], levels[at] - 1
+            for place in range(places[at], len(edges)):
+                edge = edges[place]
+                if left[edge] and levels[ends[edge]] == nearer:
                     path.append(edge)
-                    at = to
+                    places[at] = place
+                    at = ends[edge]
                     break
-                places[at] += 1
             else:
                 if not path:
-                    return 0
-                at = self._ends[path.pop() ^ 1]
-                places[at] += 1
-        room = min(self._left[edge] for edge in path)
-        for edge in path:
-            self._left[edge] -= room
-            self._left[edge ^ 1] += room
-        return room
+                    return flow
+                levels[at] = -2  # leads nowhere
+                at = ends[path.pop() ^ 1]
 
     def _reaching(self, last: int) -> set[int]:
         """Return the nodes from which ``last`` can still be reached."""

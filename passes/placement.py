@@ -27,6 +27,12 @@ from dataclasses import dataclass
 
 from optc.passes.minimum_cut import ENDLESS, Network
 
+MOST_ITEMS = 2000
+"""Movable items that hang together and are looked at as a whole. Of more, the best is found among
+the moves within a few levels at a time, which may miss one of thousands of items at once."""
+
+SOURCE, SINK = "source", "sink"
+
 Item = int
 
 
@@ -118,12 +124,38 @@ class _Placement:
                     continue
                 region = self._region(item)
                 seen |= region
-                for part in self._parts(self._best_move(region)):
-                    for each in part:
-                        self.level[each] += self._stride
-                    moved |= part
+                for window in self._windows(region):
+                    moved |= self._move(self._best_move(window))
             waiting = sorted(self._around(moved))
         return self.level
+
+    def _windows(self, region: set[Item]) -> Iterable[set[Item]]:
+        """Yield ``region``; if it is large, what can move by itself within a few levels of it."""
+        if len(region) <= MOST_ITEMS:
+            yield region
+            return
+        by_level: dict[int, list[Item]] = {}
+        for item in region:
+            by_level.setdefault(self.level[item], []).append(item)
+        bands: list[list[Item]] = []
+        for level in sorted(by_level):
+            if not bands or len(bands[-1]) >= MOST_ITEMS // 2:
+                bands.append([])
+            bands[-1] += by_level[level]
+        for lower, upper in zip(bands, [*bands[1:], []], strict=True):
+            window = {*lower, *upper}
+            for item in sorted(window, reverse=True):  # readers first
+                if any(reader not in window for reader in self._tight(item)):
+                    window.discard(item)
+            yield window
+
+    def _move(self, moving: set[Item]) -> set[Item]:
+        """Move each connected part of ``moving`` as far as it goes; return what moved."""
+        parts = list(self._parts(moving))
+        for part, far in [(part, self._how_far(part)) for part in parts]:
+            for item in part:
+                self.level[item] += far
+        return moving
 
     def _slot(self, item: Item) -> int:
         return 2 * self.level[item] + self.on[item]
@@ -194,38 +226,38 @@ class _Placement:
     def _best_move(self, region: set[Item]) -> set[Item]:
         """Return the smallest set of ``region`` whose move up by one level saves the most."""
         network = Network()
-        source, sink = "source", "sink"
-        total = 0
+        gains: dict[Item, int] = {}
         numbers: set[int] = set()
         for item in region:
-            gain = sum(2 * self.tensors[number].weight for number in self.made[item])
-            if gain:
-                network.add(source, item, gain)
-                total += gain
+            gains[item] = sum(2 * self.tensors[number].weight for number in self.made[item])
+            numbers.update(self.read[item])
             for reader in self._tight(item):
                 network.add(item, reader, ENDLESS)
-            numbers.update(self.read[item])
-        if not total:
-            return set()
         for number in numbers:
-            by_two, by_one = self._payers(number)
             weight = self.tensors[number].weight
-            held = [reader for reader in (*by_two, *by_one) if reader in region]
-            if not held:
-                continue
-            network.add(("one", number), sink, weight)
-            for reader in held:
-                network.add(reader, ("one", number), ENDLESS)
-            if two := [reader for reader in by_two if reader in region]:
-                network.add(("two", number), sink, weight)
-                for reader in two:
-                    network.add(reader, ("two", number), ENDLESS)
-        if network.sink_side(source, sink, below=total) is None:
+            by_two, by_one = self._payers(number)
+            two = [reader for reader in by_two if reader in region]
+            one = [*two, *(reader for reader in by_one if reader in region)]
+            for slot, payers in enumerate((one, two)):
+                if len(payers) == 1:  # it pays by itself
+                    gains[payers[0]] -= weight
+                elif payers:
+                    network.add((number, slot), SINK, weight)
+                    for reader in payers:
+                        network.add(reader, (number, slot), ENDLESS)
+        total = 0
+        for item, gain in gains.items():
+            if gain > 0:
+                network.add(SOURCE, item, gain)
+                total += gain
+            elif gain < 0:
+                network.add(item, SINK, -gain)
+        if not total or network.sink_side(SOURCE, SINK, below=total) is None:
             return set()  # whatever moves costs as much as it gains
-        return {item for item in network.in_reach([source]) if isinstance(item, int)}
+        return {item for item in network.in_reach([SOURCE]) if isinstance(item, int)}
 
     def _parts(self, moving: set[Item]) -> Iterable[set[Item]]:
-        """Yield the connected parts of ``moving``, each when `_stride` says how far it may go."""
+        """Yield the connected parts of ``moving``."""
         left = set(moving)
         while left:
             part = {left.pop()}
@@ -237,7 +269,6 @@ class _Placement:
                         left.discard(near)
                         part.add(near)
                         queue.append(near)
-            self._stride = self._how_far(part)
             yield part
 
     def _how_far(self, part: set[Item]) -> int:
