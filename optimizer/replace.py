@@ -24,7 +24,7 @@ A range is what lies between the tensors `from` and the tensors `to`. It can be 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +42,7 @@ from optc.passes.graph import (
     bodies_of,
     detach,
     reads,
+    redirect,
     remove_dead,
     sorted_nodes,
 )
@@ -111,6 +112,7 @@ def replace_ranges(
     if not asked:
         return []
     shapes = infer(graph, opset=graph.opset, ranges=ranges)
+    _fold_sizes(graph, shapes, {name for each in asked for name in (*each.from_, *each.to)})
     cutter = _Cutter(graph, shapes, checked)
     found = [cutter.range_of(index, each) for index, each in enumerate(asked)]
     cutter.check_together([each for each in found if each is not None])
@@ -128,6 +130,22 @@ def replace_ranges(
     graph.nodes = sorted_nodes(graph)
     remove_dead(graph, frozenset(tensor.name for tensor in graph.outputs))
     return done
+
+
+def _fold_sizes(graph: gs.Graph, shapes: Shapes, ends: Collection[str]) -> None:
+    """Make constants of the sizes that are the same in every run, but for ``ends``.
+
+    An exporter computes them from tensors on both sides of a range, and passes would fold them: they
+    are nothing that leads around a range, or out of it.
+    """
+    names = Names(graph)
+    kept = {*ends, *(tensor.name for tensor in graph.outputs)}
+    for node in graph.nodes:
+        for tensor in () if bodies_of(node) else node.outputs:
+            value = shapes.constant(tensor.name) if tensor.name not in kept else None
+            if value is not None:
+                redirect(tensor, gs.Constant(names.fresh(f"{tensor.name}_value"), np.array(value)))
+    remove_dead(graph, frozenset(kept))
 
 
 class _Cutter:
@@ -219,7 +237,7 @@ class _Cutter:
             for tensor in self.reads[maker]:
                 if tensor.name in ends:
                     met = True
-                elif not self._is_constant(tensor) and tensor.name not in towards:
+                elif not isinstance(tensor, gs.Constant) and tensor.name not in towards:
                     towards[tensor.name] = (maker, name)
                     pending.append(tensor.name)
         if not met:
@@ -230,10 +248,6 @@ class _Cutter:
                 found.index,
                 "from",
             )
-
-    def _is_constant(self, tensor: gs.Tensor) -> bool:
-        """Whether the model gives ``tensor`` its values, also by way of extents that are fixed."""
-        return isinstance(tensor, gs.Constant) or self.shapes.constant(tensor.name) is not None
 
     def _end_of(self, name: str, towards: Mapping[str, tuple[int, str]]) -> str:
         while name in towards:

@@ -224,6 +224,25 @@ def test_a_size_that_is_fixed_is_no_path_around() -> None:
     assert found.origins == ("shape", "width", "cast", "last")[3:]
 
 
+def test_a_fixed_size_of_a_tensor_inside_leads_out_of_nothing() -> None:
+    model = """
+    g (float[batch,4] x) => (float[batch,3] y, int64 n)
+    <float[4,3] w = {1,2,3,4,5,6,7,8,9,10,11,12}, int64 one = {1}>
+    {
+        [mul]   a = MatMul (x, w)
+        [relu]  b = Relu (a)
+        [shape] s = Shape (b)
+        [width] k = Gather (s, one)
+        [cast]  f = Cast <to = 1> (k)
+        [last]  y = Div (b, f)
+        [twice] n = Add (k, k)
+    }"""
+    graph, (found,) = replaced(model, "name: head, from: [a], to: [y]")
+    assert [node.op for node in graph.nodes] == ["MatMul", "Add", "head"]
+    assert found.origins == ("relu", "last")
+    assert dims_of(graph, [found], "y") == [["batch", "3"]]
+
+
 def test_what_a_body_reads_is_a_path_around_too() -> None:
     (problem,) = problems(WITH_BODY, "name: head, from: [c], to: [i]")
     assert "`x` -> abs -> exp -> if -> `i`" in problem.problem
