@@ -14,6 +14,7 @@ from optc.specs.diagnostic import Diagnostic, NotMetError
 from optc.specs.manifest import Manifest, Stage
 
 if TYPE_CHECKING:
+    from rich.console import JustifyMethod
     from rich.table import Table
 
     from optc.optimizer.explain import Explanation
@@ -166,9 +167,7 @@ def _table(stages: Sequence[Stage], target: str) -> Table:
     from rich.table import Table
 
     named = any(stage.name is not None for stage in stages)
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading, side in (
+    headings: tuple[tuple[str, JustifyMethod], ...] = (
         ("stage", "right"),
         *((("name", "left"),) if named else ()),
         ("runtime    ", "left"),
@@ -176,22 +175,30 @@ def _table(stages: Sequence[Stage], target: str) -> Table:
         ("FLOPs", "right"),
         ("precision", "left"),
         ("engine", "right"),
-    ):
-        table.add_column(heading, justify=side, no_wrap=True, min_width=len(heading))
-    table.add_column("outputs", no_wrap=True, overflow="ellipsis", ratio=1)
+    )
+    rows = []
     for stage in stages:
         engine = stage.engines.get(target)
         size = f"{engine.bytes / 1e6:.1f} MB" if engine else ""
-        table.add_row(
-            str(stage.id),
-            *((stage.name or "",) if named else ()),
-            stage.runtime,
-            str(len(stage.nodes)),
-            percent(stage.flops_share),
-            _precisions(stage),
-            "unconfirmed" if stage.unconfirmed else size,
-            _few(stage.outputs),
+        rows.append(
+            (
+                str(stage.id),
+                *((stage.name or "",) if named else ()),
+                stage.runtime,
+                str(len(stage.nodes)),
+                percent(stage.flops_share),
+                _precisions(stage),
+                "unconfirmed" if stage.unconfirmed else size,
+                _few(stage.outputs),
+            )
         )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, (heading, side) in enumerate(headings):  # the names of outputs are cropped, no other
+        width = max(len(heading), *(len(row[index]) for row in rows))
+        table.add_column(heading, justify=side, no_wrap=True, min_width=width)
+    table.add_column("outputs", no_wrap=True, overflow="ellipsis", ratio=1)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
