@@ -194,7 +194,7 @@ def _table(stages: Sequence[Stage], target: str) -> Table:
         )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, (heading, side) in enumerate(headings):  # the names of outputs are cropped, no other
-        width = max(len(heading), *(len(row[index]) for row in rows))
+        width = max([len(heading), *(len(row[index]) for row in rows)])
         table.add_column(heading, justify=side, no_wrap=True, min_width=width)
     table.add_column("outputs", no_wrap=True, overflow="ellipsis", ratio=1)
     for row in rows:
