@@ -17,7 +17,10 @@ MAY_IMPORT = {
     "passes": {"specs", "passes"},
     "optimizer": {"specs", "passes", "optimizer"},
 }
-HEAVY = ["numpy", "onnx", "onnx_graphsurgeon", "onnxruntime", "tensorrt_rtx", "networkx", "rich", "torch"]
+HEAVY = [
+    *("numpy", "onnx", "onnx_graphsurgeon", "onnxruntime", "tensorrt_rtx", "networkx", "rich"),
+    "torch",
+]
 
 
 def test_every_package_folder_is_shipped() -> None:
