@@ -15,6 +15,7 @@ That is an L-natural-convex function of the levels (Murota, Discrete Convex Anal
 set of items can move up by one level and make it cheaper, no other levels are cheaper. The best set to
 move is the smallest maximum closure of a small network, a minimum cut. From the earliest levels such
 moves lead to the lowest of all cheapest placements, which does not depend on the order of the items.
+Last, a fallback stage that could as well run with the next one does.
 
 A set moves as far at once as what it gains stays the same, and only the surroundings of what moved are
 looked at again; so the time is near-linear, though the result is exact.
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from optc.passes.minimum_cut import ENDLESS, Network
 
@@ -68,9 +70,9 @@ def place(on: Sequence[bool], arcs: Iterable[Arc], tensors: Iterable[Passed]) ->
 
 def cost(on: Sequence[bool], levels: Sequence[int], tensors: Iterable[Passed]) -> int:
     """Return the bytes that pass between stages, each at every slot that it lives across."""
-    slots = [2 * level + on[item] for item, level in enumerate(levels)]
     return sum(
-        t.weight * (max(slots[reader] for reader in t.readers) - slots[t.maker])
+        t.weight
+        * (max(2 * levels[r] + on[r] for r in t.readers) - 2 * levels[t.maker] - on[t.maker])
         for t in tensors
         if t.readers
     )
@@ -127,7 +129,39 @@ class _Placement:
                 for window in self._windows(region):
                     moved |= self._move(self._best_move(window))
             waiting = sorted(self._around(moved))
+        self._join_fallbacks()
         return self.level
+
+    def _join_fallbacks(self) -> None:
+        """Move what is off TensorRT to the next level that has such items, where it costs nothing.
+
+        That is one stage less. What the caller alone feeds and reads may stand anywhere.
+        """
+        off: dict[int, list[Item]] = {}
+        for item, on in enumerate(self.on):
+            if not on:
+                off.setdefault(self.level[item], []).append(item)
+        order = sorted(off)
+        for level, beyond in pairwise(order):
+            group = set(off[level])
+            numbers = {n for item in group for n in (*self.made[item], *self.read[item])}
+            before = self._cost(numbers)
+            for item in group:
+                self.level[item] = beyond
+            if self._cost(numbers) > before or not all(map(self._is_possible, group)):
+                for item in group:
+                    self.level[item] = level
+            else:
+                off[beyond] += off.pop(level)
+
+    def _cost(self, numbers: Iterable[int]) -> int:
+        return cost(self.on, self.level, (self.tensors[number] for number in numbers))
+
+    def _is_possible(self, item: Item) -> bool:
+        level = self.level
+        return level[item] <= self.latest[item] and all(
+            level[reader] >= level[item] + step for reader, step in self.above[item]
+        )
 
     def _windows(self, region: set[Item]) -> Iterable[set[Item]]:
         """Yield ``region``; if it is large, what can move by itself within a few levels of it."""

@@ -65,8 +65,15 @@ class Case:
     def check(self) -> None:
         levels = place(self.on, self.arcs, self.tensors)
         engines = len({level for level, on in zip(levels, self.on, strict=True) if on})
-        found = (engines, cost(self.on, levels, self.tensors), levels)
-        assert found == self.brute_force(), (self.on, self.cut, self.tensors)
+        fewest, least, lowest = self.brute_force()
+        assert (engines, cost(self.on, levels, self.tensors)) == (fewest, least), self.tensors
+        # What differs from the lowest of these moved up to other items that are off TensorRT.
+        moved = [item for item, level in enumerate(levels) if level != lowest[item]]
+        assert not any(self.on[item] or levels[item] < lowest[item] for item in moved), self.cut
+        assert len(self._fallbacks(levels)) <= len(self._fallbacks(lowest)) - bool(moved)
+
+    def _fallbacks(self, levels: list[int]) -> set[int]:
+        return {level for level, on in zip(levels, self.on, strict=True) if not on}
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
@@ -132,3 +139,9 @@ def test_what_shrinks_its_input_runs_early_and_what_enlarges_it_late() -> None:
     for weight, level in ((10, 0), (30, 1)):
         tensors = [Passed(0, (1, 2), 20), Passed(1, (3,), 1), Passed(2, (3,), weight)]
         assert place((on[0], on[1], on[3], on[2]), arcs, tensors) == [0, 1, level, 1]
+
+
+def test_what_the_caller_alone_feeds_and_reads_is_no_fallback_stage_of_its_own() -> None:
+    # 0 on -> 1 off; 2 off, and 3 off behind it, beside them.
+    on, arcs = (True, False, False, False), [Arc(0, 1, 1), Arc(2, 3, 0)]
+    assert place(on, arcs, [Passed(0, (1,), 9), Passed(2, (3,), 9)]) == [0, 1, 1, 1]
