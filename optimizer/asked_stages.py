@@ -14,7 +14,7 @@ from typing import Self
 import networkx as nx
 import onnx_graphsurgeon as gs
 
-from optc.passes.graph import all_nodes, bodies_of, reads
+from optc.passes.graph import bodies_of, nodes_in, reads
 from optc.passes.shape import Shapes
 from optc.specs.compile_spec import Partition, Selector
 from optc.specs.diagnostic import Diagnostic, SpecError
@@ -116,11 +116,10 @@ class AskedStages:
             if is_free(node) and not bodies_of(node) and outputs.isdisjoint(made):
                 free.add(number)
                 continue
-            inside = (each.name for body in bodies_of(node) for each in all_nodes(body))
             parts = {
                 self.outer[origin]
-                for name in (node.name, *inside)
-                for origin in origins.get(name, ())
+                for each in nodes_in(node)
+                for origin in origins.get(each.name, ())
                 if origin in self.outer
             }
             first = min(parts, key=self.rank.__getitem__, default=None)
@@ -209,7 +208,7 @@ class _Edges:
             name: number
             for number, node in enumerate(nodes)
             for name in node.makes
-            if name and not _is_size(shapes, name)
+            if name and not shapes.is_size(name)
         }
         self._readers: dict[str, list[int]] = {}
         for number, node in enumerate(nodes):
@@ -238,18 +237,12 @@ class _Edges:
 
 
 def _flow_node(node: gs.Node) -> FlowNode:
-    inside = [each for body in bodies_of(node) for each in all_nodes(body)]
     return FlowNode(
         node.name,
-        tuple((each.op, each.name) for each in (node, *inside)),
+        tuple((each.op, each.name) for each in nodes_in(node)),
         frozenset(t.name for t in reads(node) if not isinstance(t, gs.Constant)),
         tuple(tensor.name for tensor in node.outputs),
     )
-
-
-def _is_size(shapes: Shapes, name: str) -> bool:
-    value = shapes.value(name)
-    return value is not None and all(element is not None for element in value.flat)
 
 
 def _rank(flow: Flow, stages: Sequence[Member]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from optc.optimizer.partition import (
     profile_shapes,
 )
 from optc.optimizer.progress import Progress
-from optc.passes.graph import all_nodes, bodies_of, export_model, without_input_extents
+from optc.passes.graph import all_nodes, export_model, nodes_in, without_input_extents
 from optc.passes.precision import NodePrecision
 from optc.passes.split import Stage, extract
 from optc.specs.compile_spec import Target
@@ -222,7 +222,7 @@ class EngineBuilder:
         ops = {
             node.op
             for node in part.graph.nodes
-            if not named.keys().isdisjoint(each.name for each in (node, *_inside(node)))
+            if not named.keys().isdisjoint(each.name for each in nodes_in(node))
         }
         alone = self._oracle.refused_alone(
             model,
@@ -291,7 +291,7 @@ class EngineBuilder:
                 not_lowered = {n: why for n, why in lowered.skipped.items() if n in asked}
             # A failure may name a node in a body; what moves is the control-flow node around it.
             for node in graph.nodes:
-                owners.update((inner.name, owners[node.name]) for inner in _inside(node))
+                owners.update((inner.name, owners[node.name]) for inner in nodes_in(node))
             self._parts[stage] = _Part(graph, owners, legalised, not_lowered, noted)
         return self._parts[stage]
 
@@ -321,9 +321,3 @@ class EngineBuilder:
         """Remove the files of stages that did not stay."""
         for path in self._folder.glob("scrap-*"):
             path.unlink()
-
-
-def _inside(node: gs.Node) -> Iterator[gs.Node]:
-    """Yield the nodes in the bodies of ``node``."""
-    for body in bodies_of(node):
-        yield from all_nodes(body)

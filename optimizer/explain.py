@@ -20,12 +20,10 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-import onnx_graphsurgeon as gs
-
 from optc.optimizer.arrays import dtype_name
 from optc.optimizer.partition import Off, Plan, Question, Refused, settled_stages
 from optc.passes import registry
-from optc.passes.graph import dataflow, reads
+from optc.passes.graph import dataflow, op_name, reads
 from optc.passes.split import REPLACED, Stage, crossings
 from optc.specs.compile_spec import Passes, Range
 
@@ -353,7 +351,7 @@ class _Description:
 
     def _refusal(self, name: str) -> Refusal:
         why = self._plan.off[name]
-        op = _op(self._question.node(name))
+        op = op_name(self._question.node(name))
         origins = tuple(self._origins.get(name, ()))
         return Refusal(name, op, why.by, why.text, name in self._follows, origins)
 
@@ -523,7 +521,9 @@ class _WorkList:
         """Return what could be done; what forces a cut, and stands for most nodes, first."""
         groups: dict[tuple[str, ...], list[str]] = {}
         for name, why in self._causes.items():
-            groups.setdefault(_likeness(_op(self._question.node(name)), name, why), []).append(name)
+            groups.setdefault(_likeness(op_name(self._question.node(name)), name, why), []).append(
+                name
+            )
         found = [self._of_nodes(names) for names in groups.values()]
         found.sort(
             key=lambda each: (
@@ -535,7 +535,7 @@ class _WorkList:
 
     def _of_nodes(self, names: Sequence[str]) -> _Found:
         why = self._causes[names[0]]
-        ops = Counter(_op(self._question.node(name)) for name in names)
+        ops = Counter(op_name(self._question.node(name)) for name in names)
         what = ", ".join(ops)
         item = Item("node", what, why.by, why.text, tuple(names), self._todo(names[0], why))
         return _Found(item, _Change(nodes=frozenset(names)))
@@ -686,10 +686,6 @@ def without_names(text: str) -> str:
     """
     words = re.sub(r"`[^`]*`|'[^']*'|\"[^\"]*\"|\S*/\S*|\d+(\.\d+)?", "#", text)
     return " ".join(words.split())
-
-
-def _op(node: gs.Node) -> str:
-    return f"{node.domain}::{node.op}" if node.domain else str(node.op)
 
 
 def _kebab(op: str) -> str:

@@ -27,7 +27,7 @@ def failure_as_json(
 
 
 def failure_from(kept: dict[str, Any] | None, fingerprint: Fingerprint) -> BuildFailure | None:
-    """Return what `_failure_as_json` was given, for a model with the same fingerprint."""
+    """Return what `failure_as_json` was given, for a model with the same fingerprint."""
     if kept is None:
         return None
     refusals = tuple(

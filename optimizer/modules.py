@@ -14,7 +14,7 @@ from optc.optimizer.partition import Off, Refused
 from optc.optimizer.replace import DOMAIN, Replaced
 from optc.optimizer.torch_module import SUFFIXES, ModuleRejected, TorchModule, kind_of
 from optc.passes.custom_operator import Key, key_of
-from optc.passes.graph import Node, all_nodes, export_model
+from optc.passes.graph import Node, all_nodes, export_model, op_key
 from optc.passes.split import Runtime
 from optc.specs.check import CheckedSpec
 from optc.specs.diagnostic import Diagnostic, EnvironmentFault, Place, SpecError
@@ -143,7 +143,7 @@ class Modules:
 
     def _used(self, graph: gs.Graph) -> Iterator[tuple[gs.Node, Key]]:
         for node in all_nodes(graph):
-            key = (node.domain or "", node.op)
+            key = op_key(node)
             if key in self.files:
                 yield node, key
 
@@ -175,7 +175,7 @@ class Modules:
         """Copy the modules to their places in the package.
 
         Raises:
-            EnvironmentFault: ``cannot-read``, where one is gone meanwhile.
+            EnvironmentFault: ``module-unreadable``, where one is gone meanwhile.
         """
         for key, path in self.packaged.items():
             target = package / path
@@ -191,7 +191,7 @@ class Modules:
 
     def module_of(self, node: gs.Node) -> str | None:
         """Return where in the package the module of ``node`` stands; None where it has none."""
-        key = (node.domain or "", node.op)
+        key = op_key(node)
         return self.packaged[key] if key in self.files else None
 
     @property

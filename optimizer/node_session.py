@@ -24,7 +24,7 @@ from optc.optimizer.ort_errors import ORT_ERRORS
 from optc.optimizer.reference import Array, array_of, ort_value
 from optc.optimizer.simulation import short_floats, simulated
 from optc.optimizer.torch_module import ModuleNode, ModuleRejected, TorchModule
-from optc.passes.graph import DEFAULT_DOMAINS, Node, export_model, nodes_of
+from optc.passes.graph import DEFAULT_DOMAINS, Node, export_model, nodes_of, op_key
 
 IR_VERSION = 10
 """The first that has all the types ONNX Runtime computes with."""
@@ -151,7 +151,7 @@ class NodeSessions:
         names = [tensor.name for tensor in read if tensor.name]
         outputs = [tensor.name for tensor in made if tensor.name]
         model = self.model(alone, dict(zip(names, given, strict=True)), outputs)
-        if (module := self._modules.get((node.domain or "", node.op))) is not None:
+        if (module := self._modules.get(op_key(node))) is not None:
             return ModuleSession(model.graph.node[0], module)
         key = (model.SerializeToString(deterministic=True), _is_large(given))
         if key not in self._known:

@@ -15,7 +15,7 @@ from onnx import helper
 from optc.optimizer.custom_library import Libraries, try_out
 from optc.optimizer.partition import Off, Plan, Question, Refused
 from optc.passes.custom_operator import CustomOperator, declared, key_of
-from optc.passes.graph import Node, all_nodes, bodies_of, export_model
+from optc.passes.graph import Node, export_model, nodes_in, op_key
 from optc.passes.shape import Shapes
 from optc.passes.split import Runtime
 from optc.specs.check import CheckedSpec
@@ -64,8 +64,8 @@ class Operators:
     def used_by(self, nodes: Iterable[gs.Node]) -> Iterator[tuple[gs.Node, Operator]]:
         """Yield the nodes that are custom ones, those in bodies too, with what they are."""
         for node in nodes:
-            for each in (node, *(inner for body in bodies_of(node) for inner in all_nodes(body))):
-                if (found := self._known.get((each.domain or "", each.op))) is not None:
+            for each in nodes_in(node):
+                if (found := self._known.get(op_key(each))) is not None:
                     yield each, found
 
     # --- who runs them ---------------------------------------------------------------------------

@@ -140,7 +140,7 @@ class _Borders:
                 if isinstance(tensor, gs.Constant) or (maker is not None and maker.name in inside):
                     continue
                 if maker is None or not (
-                    maker.name in self._constant or self._is_size(tensor.name)
+                    maker.name in self._constant or self._shapes.is_size(tensor.name)
                 ):
                     found.add(tensor.name)
                 elif (value := self._whole_numbers(tensor.name)) is not None:
@@ -160,10 +160,6 @@ class _Borders:
 
     def _nodes(self, inside: Collection[str]) -> list[gs.Node]:
         return [node for node in self._graph.nodes if node.name in inside]
-
-    def _is_size(self, name: str) -> bool:
-        value = self._shapes.value(name)
-        return value is not None and all(element is not None for element in value.flat)
 
     def _is_constant(self, tensor: gs.Tensor) -> bool:
         maker = self._makers.get(tensor.name)

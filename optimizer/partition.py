@@ -20,7 +20,7 @@ import onnx_graphsurgeon as gs
 
 from optc.optimizer.cost import CostModel
 from optc.optimizer.job import BuildFailure, BuildResult
-from optc.passes.graph import all_nodes, bodies_of, reads
+from optc.passes.graph import nodes_in, reads
 from optc.passes.legalising import Recipe
 from optc.passes.precision import NodePrecision
 from optc.passes.profile_check import why_not_at
@@ -203,8 +203,7 @@ class Question:
 
     def within(self, name: str) -> list[str]:
         """Return the name of a node and of those in its bodies."""
-        node = self._nodes[name]
-        return [name, *(inner.name for body in bodies_of(node) for inner in all_nodes(body))]
+        return [each.name for each in nodes_in(self._nodes[name])]
 
     def nodes_of(self, stage: Stage) -> list[gs.Node]:
         """Return the nodes of ``stage``, repeated ones too."""
@@ -336,11 +335,8 @@ class Question:
 
     def is_free(self, node: gs.Node) -> bool:
         """Whether ``node`` makes nothing but sizes, all of them known in terms of symbols."""
-        for tensor in node.outputs:
-            value = self.shapes.value(tensor.name)
-            if value is None or any(element is None for element in value.flat):
-                return False
-        return bool(node.outputs)
+        made = [tensor.name for tensor in node.outputs]
+        return bool(made) and all(map(self.shapes.is_size, made))
 
     def share(self, stage: Stage) -> float:
         """Return the share of the FLOPs that ``stage`` owns."""

@@ -7,7 +7,7 @@ its exactness allows it, the search finds out among what is left (`optc.optimize
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 
 from optc.optimizer.prepare import Prepared
 from optc.passes.float_port import Ports, nodes_of_sizes, ports
-from optc.passes.graph import all_nodes, bodies_of
+from optc.passes.graph import bodies_of, nodes_in
 from optc.passes.precision import DTYPES, Float, Lowering, NodePrecision
 from optc.specs.compile_spec import Precision
 
@@ -123,7 +123,7 @@ class _Wants:
     def _asked(self, node: gs.Node) -> tuple[NodePrecision, str | None]:
         """Return what the spec asks of ``node``, and in which words where it speaks of it."""
         found: tuple[NodePrecision, str | None] = (self.wanted.lowest, None)
-        names = [each.name for each in (node, *_inside(node))]
+        names = [each.name for each in nodes_in(node)]
         origins = [o for name in names for o in self.prepared.passes.origins.get(name, ())]
         for layer in self.spec.layers:
             if any(layer.matches(self.prepared.ops[o], o) for o in origins):
@@ -171,8 +171,10 @@ class _Wants:
         float_ = self._float_of(asked)
         inner = tuple(
             each.name
-            for each in _inside(node)
-            if _has_floats(each) and not isinstance(self.ports(each, float_), str)
+            for each in nodes_in(node)
+            if each is not node
+            and _has_floats(each)
+            and not isinstance(self.ports(each, float_), str)
         )
         if inner:
             self.wanted.inner[node.name] = inner
@@ -186,11 +188,6 @@ class _Wants:
             return len(tensor.shape)
         dims = self.prepared.shapes.dims(tensor.name)
         return None if dims is None else len(dims)
-
-
-def _inside(node: gs.Node) -> Iterator[gs.Node]:
-    for body in bodies_of(node):
-        yield from all_nodes(body)
 
 
 def _dtype_of(tensor: gs.Tensor) -> np.dtype[Any] | None:

@@ -23,7 +23,7 @@ from optc.passes.branch_check import conditions_to_keep, has_branches_within_bra
 from optc.passes.contract import Pass
 from optc.passes.custom_operator import declare
 from optc.passes.flops import flops
-from optc.passes.graph import all_nodes, bodies_of, finish, reads
+from optc.passes.graph import all_nodes, finish, nodes_in, reads
 from optc.passes.pipeline import AfterStep, PipelineReport, optimise
 from optc.passes.shape import Shapes, annotate, infer
 from optc.specs.check import CheckedSpec
@@ -239,8 +239,7 @@ def _selected(graph: gs.Graph, checked: CheckedSpec) -> dict[str, str]:
     found: dict[str, str] = {}
     for selector in checked.spec.partition.off_tensorrt:
         for node in graph.nodes:
-            inner = (n for body in bodies_of(node) for n in all_nodes(body))
-            matching = [n for n in (node, *inner) if selector.matches(n.op, n.name)]
+            matching = [n for n in nodes_in(node) if selector.matches(n.op, n.name)]
             if matching:  # a node of a body stays off where a pass takes it out of the body, too
                 found.update(dict.fromkeys((node.name, *(n.name for n in matching)), str(selector)))
     return found

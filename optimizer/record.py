@@ -21,7 +21,7 @@ from optc.optimizer.precision_choice import Choice, kept_in
 from optc.optimizer.precision_levels import Kept
 from optc.optimizer.prepare import Prepared, type_of
 from optc.optimizer.summary import Outcome
-from optc.passes.graph import export_model, without_input_extents
+from optc.passes.graph import export_model, op_name, without_input_extents
 from optc.passes.precision import DTYPES
 from optc.passes.split import Stage, crossings
 from optc.specs import manifest as written
@@ -267,7 +267,7 @@ def _why(prepared: Prepared, plans: Sequence[Plan], stage: Stage) -> tuple[writt
     reasons = [
         written.Reason(
             node=name,
-            op=_op(prepared.question.node(name)),
+            op=op_name(prepared.question.node(name)),
             by=by,
             text=text,
             targets=tuple(targets),
@@ -288,7 +288,7 @@ def _legalised(
     return tuple(
         written.Legalised(
             node=recipe.node,
-            op=_op(prepared.question.node(recipe.node)),
+            op=op_name(prepared.question.node(recipe.node)),
             passes=passes[recipe.node],
             by=plans[0].recipes[recipe.node].refused.by,
             text=plans[0].recipes[recipe.node].refused.text,
@@ -343,11 +343,7 @@ def _float_of(node: gs.Node) -> str | None:
 
 def ops_of(prepared: Prepared) -> dict[str, str]:
     """Return the op of each node of the optimised graph, by its name."""
-    return {node.name: _op(node) for node in prepared.graph.nodes}
-
-
-def _op(node: gs.Node) -> str:
-    return f"{node.domain}::{node.op}" if node.domain else str(node.op)
+    return {node.name: op_name(node) for node in prepared.graph.nodes}
 
 
 def _plain(value: Any) -> Any:

@@ -38,9 +38,9 @@ from optc.passes.dimension import Dim, Interval, substitute, symbols
 from optc.passes.graph import (
     Names,
     Node,
-    all_nodes,
     bodies_of,
     detach,
+    nodes_in,
     reads,
     redirect,
     remove_dead,
@@ -187,7 +187,7 @@ class _Cutter:
         told = len(self.problems)
         for key, names in (("from", asked.from_), ("to", asked.to)):
             for at, name in enumerate(names):
-                self._check_tensor(asked, key, name, index, at)
+                self._check_tensor(key, name, index, at)
         if len(self.problems) > told:
             return None
         found = _Range(index, asked)
@@ -196,7 +196,7 @@ class _Cutter:
             self._choose_inside(found)
         return found if len(self.problems) == told else None
 
-    def _check_tensor(self, asked: Replacement, key: str, name: str, index: int, at: int) -> None:
+    def _check_tensor(self, key: str, name: str, index: int, at: int) -> None:
         tensor = self.tensors.get(name)
         place = (index, key, at)
         if tensor is None or (key == "to" and name not in self.maker):
@@ -314,11 +314,8 @@ class _Cutter:
 
     def _is_size(self, node: gs.Node) -> bool:
         """Whether ``node`` makes nothing but sizes, which can be computed in several places."""
-        values = [self.shapes.value(tensor.name) for tensor in node.outputs if tensor.name]
-        return bool(values) and all(
-            value is not None and all(element is not None for element in value.flat)
-            for value in values
-        )
+        names = [tensor.name for tensor in node.outputs if tensor.name]
+        return bool(names) and all(map(self.shapes.is_size, names))
 
     def _is_needed(self, index: int, found: _Range) -> bool:
         """Whether something outside the range reads what the node ``index`` makes."""
@@ -400,9 +397,7 @@ class _Cutter:
         path = self.checked.path.parent / asked.torch
         words = f"partition.replace: {asked.name}"
         origins = tuple(
-            inner.name
-            for index in sorted(found.inside)
-            for inner in (self.nodes[index], *_inside(self.nodes[index]))
+            inner.name for index in sorted(found.inside) for inner in nodes_in(self.nodes[index])
         )
         return Replaced(self.names.fresh(asked.name), origins, operator, path, words)
 
@@ -449,9 +444,8 @@ class _Cutter:
         """Put the node in the place of the range."""
         tensors = [self.tensors[name] for name in found.asked.to]
         for index in sorted(found.inside):
-            for inner in _inside(self.nodes[index]):
-                detach(inner)
-            detach(self.nodes[index])
+            for each in nodes_in(self.nodes[index]):
+                detach(each)
         node = Node(
             found.asked.name,
             replaced.node,
@@ -477,11 +471,6 @@ def _bound(name: str, shapes: Shapes, taken: Iterable[str]) -> Dim | None:
             return None
         bound = substitute(bound, meant)
     return None
-
-
-def _inside(node: gs.Node) -> Iterable[gs.Node]:
-    """Return the nodes in the bodies of ``node``."""
-    return [inner for body in bodies_of(node) for inner in all_nodes(body)]
 
 
 def _shortened(names: Sequence[str]) -> list[str]:

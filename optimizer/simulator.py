@@ -44,7 +44,7 @@ from optc.optimizer.node_session import (
 from optc.optimizer.reference import Array, owned
 from optc.optimizer.torch_module import TorchModule
 from optc.passes.determinism import RANDOM
-from optc.passes.graph import all_nodes, bodies_of, reads
+from optc.passes.graph import all_nodes, bodies_of, nodes_in, reads
 from optc.passes.linear import peek
 from optc.passes.lower_floats import shortened
 from optc.passes.precision import DTYPES, Float, Lowering, NodePrecision
@@ -132,9 +132,7 @@ class _Step:
     @property
     def nodes(self) -> Iterator[gs.Node]:
         """The node and those in its bodies."""
-        yield self.node
-        for body in bodies_of(self.node):
-            yield from all_nodes(body)
+        return nodes_in(self.node)
 
 
 class Simulator:

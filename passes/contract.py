@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from optc.passes.graph import op_key
 from optc.passes.opset import raise_opset
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Part:
         """Domain and op -> such nodes, each with its position, in ascending order."""
         found: dict[tuple[str, str], list[tuple[int, gs.Node]]] = {}
         for place, node in enumerate(self.graph.nodes):
-            found.setdefault((node.domain or "", node.op), []).append((place, node))
+            found.setdefault(op_key(node), []).append((place, node))
         return found
 
 

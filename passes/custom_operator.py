@@ -21,6 +21,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from optc.passes.dimension import Dim, Expression, substitute, symbol, symbols
+from optc.passes.graph import op_key
 from optc.passes.shape_fact import DType, Fact
 from optc.passes.shape_rule import Call
 from optc.specs.axis_arithmetic import arithmetic
@@ -190,7 +191,7 @@ def declare(operators: Iterable[CustomOperator]) -> None:
 
 def declaration_of(node: gs.Node) -> CustomOperator | None:
     """Return what is declared of the operator of ``node``, or None."""
-    return _DECLARED.get().get((node.domain or "", node.op))
+    return _DECLARED.get().get(op_key(node))
 
 
 def _dim(text: str | int) -> Dim:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from optc.passes.dimension import Dim
-from optc.passes.graph import all_nodes, bodies_of, reads
+from optc.passes.graph import bodies_of, nodes_in, op_key, reads
 from optc.passes.shape import Shapes
 from optc.specs.compile_spec import LARGEST_DIM, Range
 
@@ -81,7 +81,7 @@ class _Count:
         if bodies:
             work = [sum(map(self.of_node, body.nodes)) for body in bodies]
             return max(work) if node.op == "If" else self.rounds(node) * sum(work)
-        rule = _RULES.get((node.domain or "", node.op))
+        rule = _RULES.get(op_key(node))
         if rule is not None:
             found = rule(self, node)
             if found is not None:
@@ -293,5 +293,4 @@ _RULES: dict[tuple[str, str], Callable[[_Count, gs.Node], int | None]] = {
 
 def is_product(node: gs.Node) -> bool:
     """Whether ``node``, or one in its bodies, multiplies matrices: what engines are for."""
-    inner = (each for body in bodies_of(node) for each in all_nodes(body))
-    return any((each.domain or "", each.op) in _RULES for each in (node, *inner))
+    return any(op_key(each) in _RULES for each in nodes_in(node))

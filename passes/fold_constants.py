@@ -46,6 +46,7 @@ from optc.passes.graph import (
     all_nodes,
     bodies_of,
     is_constant,
+    nodes_in,
     producer,
     reads,
     redirect,
@@ -143,8 +144,7 @@ class _Folding:
                 self.why_not[node.name] = "it says in which precision its reader computes"
                 continue
             self.nodes.append(node)
-            self.members.add(id(node))
-            self.members.update(id(n) for body in bodies_of(node) for n in all_nodes(body))
+            self.members.update(id(each) for each in nodes_in(node))
             known.update(id(tensor) for tensor in node.outputs)
 
     def wanted(self) -> dict[str, gs.Node]:
@@ -303,10 +303,8 @@ def _constant_bytes(graph: gs.Graph) -> int:
 
 def _all_reads(node: gs.Node) -> Iterator[gs.Tensor]:
     """Yield all that ``node`` and its bodies read, constants of bodies too."""
-    yield from node.inputs
-    for body in bodies_of(node):
-        for inner in all_nodes(body):
-            yield from inner.inputs
+    for each in nodes_in(node):
+        yield from each.inputs
 
 
 def _is_computed(node: gs.Node, value: Array | None) -> bool:

@@ -659,6 +659,23 @@ def all_nodes(graph: gs.Graph) -> Iterator[gs.Node]:
             yield from all_nodes(body)
 
 
+def nodes_in(node: gs.Node) -> Iterator[gs.Node]:
+    """Yield ``node``, then the nodes in its bodies."""
+    yield node
+    for body in bodies_of(node):
+        yield from all_nodes(body)
+
+
+def op_key(node: gs.Node) -> tuple[str, str]:
+    """Return domain, "" for the default one, and op."""
+    return node.domain or "", node.op
+
+
+def op_name(node: gs.Node) -> str:
+    """Return the op, behind its domain and a ``::`` where that is not the default one."""
+    return f"{node.domain}::{node.op}" if node.domain else str(node.op)
+
+
 def all_tensors(graph: gs.Graph) -> dict[str, gs.Tensor]:
     """Return name -> tensor for ``graph`` and the bodies below it; omitted ones are left out."""
     found: dict[str, gs.Tensor] = {}

@@ -32,7 +32,7 @@ import onnx_graphsurgeon as gs
 
 from optc.passes.contract import Facts, Pass, Report
 from optc.passes.determinism import is_deterministic
-from optc.passes.graph import Node, bodies_of, reads
+from optc.passes.graph import Node, bodies_of, op_key, reads
 from optc.passes.shape import Shapes
 from optc.passes.totality import is_total
 
@@ -141,7 +141,7 @@ def _lone_maker(value: gs.Tensor, branch: gs.Graph, *, given: bool) -> gs.Node |
 
 def _other_input(one: gs.Node, other: gs.Node) -> tuple[gs.Tensor, gs.Tensor] | None:
     """Return what two nodes that do the same read that is not the same; None where they differ."""
-    if (one.op, one.domain or "") != (other.op, other.domain or ""):
+    if op_key(one) != op_key(other):
         return None
     if bodies_of(one) or not is_deterministic(one) or not _are_same(one.attrs, other.attrs):
         return None

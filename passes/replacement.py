@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx import helper
 
 from optc.passes.contract import Facts, Report
-from optc.passes.graph import Array, all_nodes, bodies_of, detach, redirect
+from optc.passes.graph import Array, detach, nodes_in, redirect
 from optc.passes.match import argument, names_of
 from optc.passes.movement import reads_axes
 
@@ -112,10 +112,6 @@ class Replacement:
         """Add a Cast to ``dtype``."""
         return self.add("Cast", tensor, to=int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype))))
 
-    def as_body(self, inputs: Sequence[gs.Tensor], outputs: Sequence[gs.Tensor]) -> gs.Graph:
-        """Return what was written as a body, for a node of another replacement of the same node."""
-        return gs.Graph(self._new, list(inputs), list(outputs), name=f"{self.node.name}_body")
-
     def finish(self, report: Report, results: Results) -> None:
         """Put what was written in the place of the node, and say so in ``report``.
 
@@ -138,8 +134,7 @@ class Replacement:
             maker.outputs[next(i for i, t in enumerate(maker.outputs) if t is result)] = output
             taken[id(result)] = output
         self.graph.nodes.extend(self._new)
-        inner = (each for node in self._new for body in bodies_of(node) for each in all_nodes(body))
-        for node in (*self._new, *inner):
+        for node in (each for new in self._new for each in nodes_in(new)):
             report.merged[node.name] = names_of(*self.others, self.node)
 
 

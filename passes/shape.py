@@ -28,7 +28,7 @@ from onnx.shape_inference import InferenceError, infer_node_outputs
 from optc.passes import shape_arithmetic, shape_microsoft, shape_movement, shape_operator
 from optc.passes.custom_operator import declaration_of
 from optc.passes.dimension import Dim, Expression, Interval, interval, substitute, symbol, symbols
-from optc.passes.graph import all_bodies, bodies_of
+from optc.passes.graph import all_bodies, bodies_of, op_key
 from optc.passes.shape_body import infer_bodies
 from optc.passes.shape_fact import Array, DType, Fact, Symbols, fact_of_constant, objects
 from optc.passes.shape_rule import RULES, Call, Unknown
@@ -91,6 +91,11 @@ class Shapes:
         fact = self._facts.get(name)
         value = None if fact is None else fact.value
         return None if value is None else objects(value)
+
+    def is_size(self, name: str) -> bool:
+        """Whether all elements of a tensor are known, as numbers or in terms of symbols."""
+        value = self.value(name)
+        return value is not None and all(element is not None for element in value.flat)
 
     def constant(self, name: str) -> Array | None:
         """Return the elements of a small tensor that is the same in every run, else None."""
@@ -400,7 +405,7 @@ class _Walk:
             if bodies_of(node):
                 return infer_bodies(call, self.body)
             custom = declaration_of(node)
-            known = custom.facts if custom else RULES.get((node.domain or "", node.op))
+            known = custom.facts if custom else RULES.get(op_key(node))
             result = None if known is None else known(call)
         except BROKEN:
             result = None

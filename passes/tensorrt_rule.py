@@ -13,7 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from optc.passes.graph import all_nodes, bodies_of, producer, reads
+from optc.passes.graph import nodes_in, producer, reads
 
 SHAPE_OPERANDS: dict[str, tuple[int, ...]] = {
     "CenterCropPad": (1,),
@@ -42,8 +42,7 @@ def why_not_its_types(node: gs.Node) -> str | None:
     A float64 is refused because TensorRT takes it and computes in float32 without a word. So is a
     QuantizeLinear to uint8 with a zero point of 0, which it takes for one to int8.
     """
-    inner = (n for body in bodies_of(node) for n in all_nodes(body))
-    for each in (node, *inner):
+    for each in nodes_in(node):
         for tensor in (*reads(each), *each.outputs):
             if getattr(tensor, "proto", None) is not None:
                 return f"`{tensor.name}` is no tensor but a {tensor.type.removesuffix('_type')}"
@@ -75,8 +74,7 @@ def why_not_its_rounds(node: gs.Node) -> str | None:
     A scan output has one entry for each round. Where a condition may end a Loop early, TensorRT
     takes it all the same, with as many entries as the trip count says.
     """
-    inner = (n for body in bodies_of(node) for n in all_nodes(body))
-    for each in (node, *inner):
+    for each in nodes_in(node):
         if each.op != "Loop" or each.domain:
             continue
         body = each.attrs["body"]
