@@ -219,7 +219,7 @@ class _Spelling:
         nan = new.add("IsNaN", self.scores)
         scores = new.add("Where", nan, np.float32(-np.inf), self.scores)
         one, other = self.across(scores, -1), self.across(scores, -2)
-        behind = np.arange(count)[:, np.newaxis] <= np.arange(count)
+        behind = new.add("Not", new.add("Greater", *self.numbers()))
         tied = new.add("And", new.add("Equal", one, other), behind)
         after = new.cast(new.add("Or", new.add("Greater", one, other), tied), np.float32)
         keys = new.along("ReduceSum", after, [-1], keepdims=0)
@@ -229,9 +229,14 @@ class _Spelling:
     def leaves(self) -> gs.Tensor:
         """Return 1 where a selected i leaves j, else 0, (b*i, j)."""
         new, count = self.new, self.sizes.boxes
-        out = new.add("Or", self.overlap(), np.eye(count, dtype=np.bool_))
+        out = new.add("Or", self.overlap(), new.add("Equal", *self.numbers()))
         left = new.cast(new.add("Not", out), np.float32)
         return new.add("Reshape", left, np.array([-1, count], np.int64))
+
+    def numbers(self) -> tuple[Array, Array]:
+        """Return i and j as a column and a row: a matrix of both would be megabytes of constant."""
+        numbers = np.arange(self.sizes.boxes)
+        return numbers[:, np.newaxis], numbers
 
     def overlap(self) -> gs.Tensor:
         """Return whether i and j overlap more than allowed, (b, i, j)."""
