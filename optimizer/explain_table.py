@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import sys
 from collections import Counter
@@ -10,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from optc.optimizer.summary import percent, without_numbers
+from optc.optimizer.wording import bytes_, count, percent, printed, without_numbers
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -137,7 +136,7 @@ def _work(explained: Explanation, width: int) -> Iterator[str]:
         yield "there is nothing to support: no node is refused"
         return
     yield "what it would save, if TensorRT took it; most first"
-    yield from _rendered(_table(explained), width)
+    yield from ("", *printed(_table(explained), width).splitlines(), "")
     for number, item in enumerate(explained.work[:MOST_ITEMS], start=1):
         yield from _said(f"{number} {item.by}", _short(item.text), width)
         for words in _alone(item):
@@ -216,24 +215,6 @@ def _left(then: Tally) -> str:
 # --- words ---------------------------------------------------------------------------------------
 
 
-def bytes_(number: int) -> str:
-    """Return a number of bytes for people.
-
-    Example:
-        >>> bytes_(0), bytes_(512), bytes_(1_230_000)
-        ('0 B', '512 B', '1.23 MB')
-    """
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number} B"
-
-
-def count(number: int, noun: str) -> str:
-    """Return ``number`` of what ``noun`` says."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def _size(usual: int, most: int) -> str:
     return bytes_(usual) if usual == most else f"{bytes_(usual)} (at most {bytes_(most)})"
 
@@ -264,14 +245,3 @@ def _said(label: str, words: str, width: int, *, indent: int = 0) -> list[str]:
     ) or [""]
     labels = [f"  {label}", *[""] * len(lines)]
     return [f"{head:<{LABEL}}{line}" for head, line in zip(labels, lines, strict=False)]
-
-
-def _rendered(table: Table, width: int) -> list[str]:
-    from rich.console import Console
-
-    console = Console(
-        file=io.StringIO(), width=width, markup=False, highlight=False, color_system=None
-    )
-    console.print(table)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue().splitlines()

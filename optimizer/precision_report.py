@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from optc.optimizer.compare import number
-from optc.optimizer.summary import percent
+from optc.optimizer.wording import percent, printed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -106,7 +104,7 @@ def _curve(found: Found) -> str:
     for point in found.curve:
         mark = "chosen" if point.chosen else ""
         table.add_row(f"{point.share:.1%}", f"{point.badness:.3g}", str(point.kept), mark)
-    return _printed(table)
+    return printed(table)
 
 
 def _ranking(ranked: Sequence[Ranked]) -> str:
@@ -120,7 +118,7 @@ def _ranking(ranked: Sequence[Ranked]) -> str:
     for each in ranked:
         cost = f"{each.cost:.3g}" if each.measured else f"~{each.cost:.2g}"
         table.add_row(each.node, each.op, each.precision, cost, percent(each.flops_share), each.why)
-    return _printed(table)
+    return printed(table)
 
 
 def _table() -> Table:
@@ -128,14 +126,3 @@ def _table() -> Table:
     from rich.table import Table
 
     return Table(box=box.SIMPLE_HEAD, pad_edge=False)
-
-
-def _printed(table: Table) -> str:
-    from rich.console import Console
-
-    # Where nobody looks, as in a log of CI, lines may be as long as they need to be.
-    width = max(shutil.get_terminal_size((160, 24)).columns, 100)
-    text = io.StringIO()
-    console = Console(file=text, width=width, markup=False, highlight=False, color_system=None)
-    console.print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines())

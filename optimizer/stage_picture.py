@@ -19,8 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from xml.sax.saxutils import escape
 
-from optc.optimizer.explain_table import bytes_, count
-from optc.optimizer.summary import percent
+from optc.optimizer.wording import bytes_, count, percent
 from optc.specs.manifest import Manifest, Stage, Target
 
 BOX, LANE_GAP, MARGIN = 340, 28, 24

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
+from optc.optimizer.wording import count, percent, without_numbers
 from optc.specs.diagnostic import Diagnostic, NotMetError
 from optc.specs.manifest import Manifest, Stage
 
@@ -151,8 +151,8 @@ def print_stages(manifest: Manifest) -> None:
         capability = target.compute_capability
         what = f"compute capability {capability}" if capability else "portable"
         console.print(
-            f"{target.name} ({target.backend}, {what}): {_count(len(engines), 'engine')}, "
-            f"{_count(len(stages) - len(engines), 'fallback stage')}, "
+            f"{target.name} ({target.backend}, {what}): {count(len(engines), 'engine')}, "
+            f"{count(len(stages) - len(engines), 'fallback stage')}, "
             f"{percent(share)} of the FLOPs in TensorRT"
         )
         console.print(_table(stages, target.name))
@@ -213,24 +213,8 @@ def _precisions(stage: Stage) -> str:
     return ", ".join(f"{name} {percent(flops[name])}" for name in largest_first)
 
 
-def percent(share: float) -> str:
-    """Return ``share`` in percent; what is nearly nothing or nearly all is not said to be that.
-
-    Example:
-        >>> percent(1.0), percent(0.99998), percent(0.00001)
-        ('100.00%', '>99.99%', '<0.01%')
-    """
-    if 0.9999 < share < 0.999999:
-        return ">99.99%"
-    return "<0.01%" if 0 < share < 0.0001 else f"{share:.2%}"
-
-
 def _few(names: tuple[str, ...]) -> str:
     return ", ".join(names) if len(names) <= 2 else f"{names[0]} and {len(names) - 1} more"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _rewritten(stages: Iterable[Stage]) -> list[str]:
@@ -241,8 +225,8 @@ def _rewritten(stages: Iterable[Stage]) -> list[str]:
     }
     counted = Counter((op, passes) for _, op, passes in nodes)
     return [
-        f"rewritten for TensorRT: {op} x{count}, by {', '.join(passes)}"
-        for (op, passes), count in counted.items()
+        f"rewritten for TensorRT: {op} x{times}, by {', '.join(passes)}"
+        for (op, passes), times in counted.items()
     ]
 
 
@@ -257,9 +241,9 @@ def _kept(stages: Iterable[Stage]) -> list[str]:
     }
     reasons = Counter((op, precision, by, text) for _, op, precision, by, text in kept)
     lines = []
-    for (op, precision, by, text), count in reasons.most_common(MOST_REASONS):
+    for (op, precision, by, text), times in reasons.most_common(MOST_REASONS):
         said = shorten(text, MOST_CHARACTERS, placeholder=" …")
-        lines.append(f"kept in {precision}: {op} x{count}; {by}: {said}")
+        lines.append(f"kept in {precision}: {op} x{times}; {by}: {said}")
     if len(reasons) > MOST_REASONS:
         lines.append(f"and {len(reasons) - MOST_REASONS} more reasons in the manifest")
     return lines
@@ -289,13 +273,3 @@ def _reasons(stages: Iterable[Stage]) -> list[str]:
     if len(ops) > MOST_REASONS:
         lines.append(f"and {len(ops) - MOST_REASONS} more reasons in the manifest")
     return lines
-
-
-def without_numbers(text: str) -> str:
-    """Return ``text`` without numbers that stand by themselves.
-
-    Example:
-        >>> without_numbers("`n_1` takes 63.5 us, 20 without")
-        '`n_1` takes # us, # without'
-    """
-    return re.sub(r"(?<![\w.])\d+(\.\d+)?(?![\w.])", "#", text)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import shutil
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
@@ -11,10 +9,9 @@ from typing import TYPE_CHECKING
 from optc.optimizer.detection import BANDS
 from optc.optimizer.noise import FACTOR
 from optc.optimizer.runtime import RunReport, StageRun
+from optc.optimizer.wording import printed
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from optc.optimizer.verify import Finding, Verification
 
 MOST_ROWS = 30
@@ -85,18 +82,7 @@ def _table(findings: list[Finding], *, targets: bool) -> str:
         if measured:
             row.append("\n".join(_measured(finding)))
         table.add_row(*row, *_figures(finding))
-    return _rendered(table)
-
-
-def _rendered(table: Table) -> str:
-    from rich.console import Console
-
-    # Where nobody looks, as in a log of CI, lines may be as long as they need to be.
-    width = max(shutil.get_terminal_size((160, 24)).columns, 100)
-    text = io.StringIO()
-    console = Console(file=text, width=width, markup=False, highlight=False, color_system=None)
-    console.print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines())
+    return printed(table)
 
 
 def _groups(verification: Verification) -> Iterator[str]:
@@ -127,7 +113,7 @@ def _groups(verification: Verification) -> Iterator[str]:
                 "" if measure.counts is None else "{} of {}".format(*measure.counts),
                 str(measure.cases),
             )
-    yield _rendered(table)
+    yield printed(table)
 
 
 def _measured(finding: Finding) -> Iterator[str]:
