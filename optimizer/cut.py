@@ -11,7 +11,7 @@ import numpy.typing as npt
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
 from optc.optimizer.arrays import dtype_name, dtype_of
-from optc.optimizer.reference import read_by
+from optc.optimizer.model_parts import read_by
 from optc.specs.check import CheckedSpec
 from optc.specs.manifest import Manifest, Size, Tensor
 from optc.specs.model_problem import ResolvedInput

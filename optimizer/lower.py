@@ -10,7 +10,7 @@ from types import MappingProxyType
 import onnx_graphsurgeon as gs
 
 from optc.optimizer.custom_library import Libraries
-from optc.optimizer.cut_runner import CutRunner
+from optc.optimizer.mixed_runner import MixedRunner
 from optc.optimizer.reference import OrtRunner, Runner
 from optc.optimizer.simulation import simulated
 from optc.optimizer.torch_module import TorchModule
@@ -114,7 +114,7 @@ class Lowerer:
         model = simulated(model, self._folder)
         if not modules:
             return OrtRunner(model, self._folder, libraries=libraries)
-        return CutRunner(
+        return MixedRunner(
             model,
             {},
             self._folder,

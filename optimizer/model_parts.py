@@ -104,7 +104,7 @@ class ModelParts:
             return self._model
         left, missing = [], set[str]()
         for node in self.nodes.values():
-            blind = any(name in missing and not self._can_enter(name) for name in _reads(node))
+            blind = any(name in missing and not self._can_enter(name) for name in read_by(node))
             if node.name in names or blind:
                 missing.update(node.output)
             else:
@@ -126,7 +126,7 @@ class ModelParts:
         chain = {each.name: each for each in (node, *tail)}
         queue = [node]
         while queue:
-            for name in _reads(queue.pop()):
+            for name in read_by(queue.pop()):
                 producer = self._producer.get(name)
                 if producer is not None and producer.name not in chain and self._is_size(name):
                     chain[producer.name] = producer
@@ -162,7 +162,7 @@ class ModelParts:
         """Name of a tensor -> the nodes of the main graph that read it, in bodies too."""
         found: dict[str, list[NodeProto]] = defaultdict(list)
         for node in self.nodes.values():
-            for name in set(_reads(node)):
+            for name in read_by(node):
                 found[name].append(node)
         return found
 
@@ -172,7 +172,7 @@ class ModelParts:
         own = {node.name for node in nodes}
         if leaving is None:
             others = [node for name, node in self.nodes.items() if name not in own]
-            wanted = self._outputs.union(*map(_reads, others))
+            wanted = self._outputs.union(*map(read_by, others))
             made = [name for node in nodes for name in node.output]
             leaving = [name for name in made if name in wanted and self._has_dtype(name)]
         model = ModelProto(ir_version=self._model.ir_version)
@@ -223,7 +223,7 @@ def names_in(node: NodeProto) -> Iterator[str]:
             yield from names_in(inner)
 
 
-def _reads(node: NodeProto) -> set[str]:
+def read_by(node: NodeProto) -> set[str]:
     """Return the tensors that ``node`` reads, those that its bodies read from outside too."""
     found = {name for name in node.input if name}
     for body in _bodies(node):
@@ -253,4 +253,4 @@ def _made(nodes: Iterable[NodeProto]) -> set[str]:
 
 def _entering(nodes: Collection[NodeProto]) -> set[str]:
     """Return the tensors that ``nodes`` read and do not make."""
-    return set[str]().union(*map(_reads, nodes)) - _made(nodes)
+    return set[str]().union(*map(read_by, nodes)) - _made(nodes)

@@ -20,7 +20,7 @@ import onnxruntime as ort
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper
 
 from optc.optimizer.custom_library import Libraries, register
-from optc.optimizer.ort_errors import ORT_ERRORS
+from optc.optimizer.ort_errors import ORT_ERRORS, first_line
 from optc.optimizer.reference import Array, array_of, ort_value
 from optc.optimizer.simulation import short_floats, simulated
 from optc.optimizer.torch_module import ModuleNode, ModuleRejected, TorchModule
@@ -67,7 +67,7 @@ class NodeSession:
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except ORT_ERRORS as error:
-            raise NodeRejected(_first_line(error)) from error
+            raise NodeRejected(first_line(error)) from error
         self.inputs = tuple(value.name for value in self._session.get_inputs())
         self._outputs = tuple(value.name for value in self._session.get_outputs())
 
@@ -83,7 +83,7 @@ class NodeSession:
         try:
             self._session.run_with_iobinding(binding, options or _quiet())
         except ORT_ERRORS as error:
-            raise NodeRejected(_first_line(error)) from error
+            raise NodeRejected(first_line(error)) from error
         found: list[ort.OrtValue] = binding.get_outputs()
         return found
 
@@ -300,7 +300,3 @@ def _quiet() -> ort.RunOptions:
     options = ort.RunOptions()
     options.log_severity_level = 4
     return options
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -19,3 +19,8 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     MemoryError,
 )
 """What ONNX Runtime raises; it has no base class of its own."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, or its kind, in a line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -25,7 +25,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, inliner
 
 from optc.optimizer.custom_library import Libraries, register
 from optc.optimizer.made_up import is_float
-from optc.optimizer.ort_errors import ORT_ERRORS
+from optc.optimizer.model_parts import read_by
+from optc.optimizer.ort_errors import ORT_ERRORS, first_line
 from optc.passes.graph import DEFAULT_DOMAINS, StoredValues, nodes_of
 from optc.specs.diagnostic import Diagnostic, ModelError
 
@@ -180,7 +181,7 @@ class Model:
         path: Of the file.
         libraries: Of custom operators that it has.
         modules: Operator, as domain and op -> the torch module that runs its nodes. The rest of the
-            model runs in parts around these (`optc.optimizer.cut_runner`).
+            model runs in parts around these (`optc.optimizer.mixed_runner`).
         cut: Where a part is cut out of the model that is meant in place of the whole.
         results: Name of a tensor that a module gives -> what it has to be, where that is known.
     """
@@ -220,8 +221,8 @@ class Model:
     @cached_property
     def _opened(self) -> tuple[Runner, int | None]:
         """The runner, and the IR version it had to be told in place of the file's."""
-        if self._is_cut:
-            return self._cut_runner(*self.parts, self._open_part), None
+        if self._is_mixed:
+            return self._mixed_runner(*self.parts, self._open_part), None
         folder = self.path.parent
         try:
             source = self.path if self.cut is None else self._read()
@@ -305,27 +306,29 @@ class Model:
                 libraries=self.libraries,
             )
 
-        return self._cut_runner(proto, weights, opened) if self._is_cut else opened(proto, weights)
+        return (
+            self._mixed_runner(proto, weights, opened) if self._is_mixed else opened(proto, weights)
+        )
 
     # -- with nodes that modules run
 
     @cached_property
-    def _is_cut(self) -> bool:
+    def _is_mixed(self) -> bool:
         """Whether modules run some nodes of the main graph."""
         if not self.modules:
             return False
         nodes = _without_functions(self._read()).graph.node
         return any(_key(node) in self.modules for node in nodes)
 
-    def _cut_runner(
+    def _mixed_runner(
         self,
         proto: ModelProto,
         weights: Mapping[str, Array],
         open_: Callable[[ModelProto, Mapping[str, Array]], Runner],
     ) -> Runner:
-        from optc.optimizer.cut_runner import CutRunner
+        from optc.optimizer.mixed_runner import MixedRunner
 
-        return CutRunner(proto, weights, self.path.parent, self._module_of, open_, self.results)
+        return MixedRunner(proto, weights, self.path.parent, self._module_of, open_, self.results)
 
     def _open_part(self, part: ModelProto, weights: Mapping[str, Array]) -> Runner:
         """Return what runs a part of the model as it is.
@@ -364,7 +367,7 @@ class Model:
         Those in external files are mapped, not read.
         """
         proto = self._read()
-        if self._is_cut:
+        if self._is_mixed:
             proto = _without_functions(proto)
         else:
             proto.ir_version = self._opened[1] or proto.ir_version
@@ -432,11 +435,6 @@ def flattened(values: Mapping[str, Any]) -> dict[str, Array]:
         elif value is not None:
             flat[name] = np.asarray(value)
     return flat
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an error says, or its kind, in a line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 # --- values in and out ---------------------------------------------------------------------------
@@ -531,15 +529,3 @@ def _small_float_constants(graph: GraphProto) -> Iterable[tuple[str, TensorProto
         in_file = tensor.data_location == TensorProto.EXTERNAL
         if not in_file and is_float(helper.tensor_dtype_to_np_dtype(tensor.data_type)):
             yield f"{index}: {tensor.name}", tensor
-
-
-def read_by(node: NodeProto) -> set[str]:
-    """Return the names that ``node`` reads, its bodies' reads of outside values included."""
-    names = set(node.input)
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            inner = list(nodes_of(attribute.g))
-            names |= {name for each in inner for name in each.input}
-            names |= {value.name for value in attribute.g.output}
-            names -= {name for each in inner for name in each.output}
-    return names - {""}

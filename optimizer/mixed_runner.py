@@ -21,16 +21,9 @@ import numpy as np
 import onnxruntime as ort
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 
-from optc.optimizer.ort_errors import ORT_ERRORS
-from optc.optimizer.reference import (
-    LOWER_IR_VERSION,
-    Array,
-    Rejected,
-    Runner,
-    Values,
-    first_line,
-    read_by,
-)
+from optc.optimizer.model_parts import read_by
+from optc.optimizer.ort_errors import ORT_ERRORS, first_line
+from optc.optimizer.reference import LOWER_IR_VERSION, Array, Rejected, Runner, Values
 from optc.optimizer.torch_module import (
     Expected,
     ModuleMismatch,
@@ -64,7 +57,7 @@ class _Part:
     runner: Runner | ModuleNode | None = None
 
 
-class CutRunner:
+class MixedRunner:
     """A model, ready to run, of which modules run some nodes.
 
     Args:
