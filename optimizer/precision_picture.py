@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
-from xml.sax.saxutils import escape
+
+from optc.optimizer.svg import document, escaped, px, style_of, text
 
 if TYPE_CHECKING:
     from optc.optimizer.precision_search import Found, Point
@@ -27,16 +28,17 @@ COLOURS = """
   .limit-text {{ fill: {bad} }}
   .curve, .chosen {{ stroke: {line} }}
   .point {{ fill: {line} }}"""
-# No variables: not all that shows an SVG knows them.
-STYLE = f"""
-  text {{ font: 12px system-ui, sans-serif }}
-  .title {{ font-size: 15px; font-weight: 600 }}
-  .grid {{ stroke-opacity: .3 }}
-  .limit {{ stroke-dasharray: 6 4 }}
-  .curve, .chosen {{ fill: none; stroke-width: 2 }}{COLOURS.format(**LIGHT)}
-  @media (prefers-color-scheme: dark) {{{COLOURS.format(**DARK)}
-  }}
-"""
+STYLE = style_of(
+    """
+  text { font: 12px system-ui, sans-serif }
+  .title { font-size: 15px; font-weight: 600 }
+  .grid { stroke-opacity: .3 }
+  .limit { stroke-dasharray: 6 4 }
+  .curve, .chosen { fill: none; stroke-width: 2 }""",
+    COLOURS,
+    LIGHT,
+    DARK,
+)
 
 FEWEST_DECADES, MOST_DECADES = 2, 9
 
@@ -70,17 +72,11 @@ def curve_svg(points: Sequence[Point], *, title: str, note: str = "", margin: fl
         *_frame(axes),
         *_limits(axes, margin),
         *_curve(axes, points),
-        _text(LEFT, 22, title, "title"),
+        text(LEFT, 22, title, "title"),
     ]
     if note:
-        shapes.append(_text(LEFT, 40, note, "note"))
-    body = "\n".join(f"  {shape}" for shape in shapes)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'width="{WIDTH}" height="{HEIGHT}" role="img">\n'
-        f"  <title>{escape(title)}</title>\n"
-        f"  <style>{STYLE}  </style>\n{body}\n</svg>\n"
-    )
+        shapes.append(text(LEFT, 40, note, "note"))
+    return document(title, WIDTH, HEIGHT, STYLE, shapes)
 
 
 class _Axes:
@@ -115,19 +111,19 @@ def _frame(axes: _Axes) -> Iterator[str]:
     for decade in range(axes.low, axes.high + 1, step):
         y = axes.y(10.0**decade)
         yield _line(left, y, right, y, "grid")
-        yield _text(left - 8, y + 4, f"{10.0**decade:g}", anchor="end")
+        yield text(left - 8, y + 4, f"{10.0**decade:g}", anchor="end")
     if axes.infinite:
-        yield _text(left - 8, TOP + 4, "∞", anchor="end")
+        yield text(left - 8, TOP + 4, "∞", anchor="end")
     for percent in (0, 25, 50, 75, 100):
         x = axes.x(percent / 100)
         yield _line(x, bottom, x, bottom + 5, "axis")
-        yield _text(x, bottom + 20, f"{percent} %", anchor="middle")
+        yield text(x, bottom + 20, f"{percent} %", anchor="middle")
     yield _line(left, bottom, right, bottom, "axis")
     yield _line(left, TOP, left, bottom, "axis")
-    yield _text((left + right) / 2, HEIGHT - 16, "FLOPs in low precision", anchor="middle")
+    yield text((left + right) / 2, HEIGHT - 16, "FLOPs in low precision", anchor="middle")
     middle = (TOP + bottom) / 2
     yield (
-        f'<text transform="translate(20 {_n(middle)}) rotate(-90)" text-anchor="middle">'
+        f'<text transform="translate(20 {px(middle)}) rotate(-90)" text-anchor="middle">'
         "error, as a multiple of the tolerance</text>"
     )
 
@@ -136,28 +132,28 @@ def _limits(axes: _Axes, margin: float) -> Iterator[str]:
     """Yield the tolerance, and the part of it that might be used up."""
     y = axes.y(1.0)
     yield _line(LEFT, y, WIDTH - RIGHT, y, "limit")
-    yield _text(LEFT + 8, y - 5, "tolerance", "limit-text")
+    yield text(LEFT + 8, y - 5, "tolerance", "limit-text")
     if margin < 1:
         y = axes.y(margin)
         yield _line(LEFT, y, WIDTH - RIGHT, y, "limit")
-        yield _text(LEFT + 8, y + 14, f"searched for: {margin:.0%} of it", "limit-text")
+        yield text(LEFT + 8, y + 14, f"searched for: {margin:.0%} of it", "limit-text")
 
 
 def _curve(axes: _Axes, points: Sequence[Point]) -> Iterator[str]:
     places = [(axes.x(p.share), axes.y(p.badness)) for p in points]
-    yield f'<polyline class="curve" points="{" ".join(f"{_n(x)},{_n(y)}" for x, y in places)}"/>'
+    yield f'<polyline class="curve" points="{" ".join(f"{px(x)},{px(y)}" for x, y in places)}"/>'
     for point, (x, y) in zip(points, places, strict=True):
         words = f"{point.share:.1%} of the FLOPs, {_error(point.badness)}, {point.kept} kept"
         yield (
-            f'<circle class="point" cx="{_n(x)}" cy="{_n(y)}" r="3.5">'
-            f"<title>{escape(words)}</title></circle>"
+            f'<circle class="point" cx="{px(x)}" cy="{px(y)}" r="3.5">'
+            f"<title>{escaped(words)}</title></circle>"
         )
         if point.chosen:
-            yield f'<circle class="chosen" cx="{_n(x)}" cy="{_n(y)}" r="8"/>'
+            yield f'<circle class="chosen" cx="{px(x)}" cy="{px(y)}" r="8"/>'
             # Below: the curve comes from the left, and goes up to the right.
             anchor, place = ("end", WIDTH - RIGHT) if point.share > 0.5 else ("start", x + 12)
             words = f"chosen: {point.share:.1%}, {_error(point.badness)}"
-            yield _text(place, min(y + 34, HEIGHT - BOTTOM - 6), words, anchor=anchor)
+            yield text(place, min(y + 34, HEIGHT - BOTTOM - 6), words, anchor=anchor)
 
 
 def _error(badness: float) -> str:
@@ -165,13 +161,4 @@ def _error(badness: float) -> str:
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return f'<line class="{kind}" x1="{_n(x1)}" y1="{_n(y1)}" x2="{_n(x2)}" y2="{_n(y2)}"/>'
-
-
-def _text(x: float, y: float, words: str, kind: str = "", *, anchor: str = "start") -> str:
-    style = f' class="{kind}"' if kind else ""
-    return f'<text{style} x="{_n(x)}" y="{_n(y)}" text-anchor="{anchor}">{escape(words)}</text>'
-
-
-def _n(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")
+    return f'<line class="{kind}" x1="{px(x1)}" y1="{px(y1)}" x2="{px(x2)}" y2="{px(y2)}"/>'

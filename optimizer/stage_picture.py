@@ -17,8 +17,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from xml.sax.saxutils import escape
 
+from optc.optimizer.svg import document, escaped, px, style_of, text
 from optc.optimizer.wording import bytes_, count, percent
 from optc.specs.manifest import Manifest, Stage, Target
 
@@ -70,21 +70,22 @@ COLOURS = """
   .onnxruntime {{ stroke: {onnxruntime}; fill: {onnxruntime} }}
   .torch {{ stroke: {torch}; fill: {torch} }}
   .ends {{ stroke: {ends}; fill: {ends} }}"""
-# No variables: not all that shows an SVG knows them.
-STYLE = f"""
-  text {{ font: 12px system-ui, sans-serif }}
-  .title {{ font-size: 15px; font-weight: 600 }}
-  .head {{ font-weight: 600 }}
-  .label {{ font-size: 11px }}
-  .box {{ fill-opacity: .1; stroke-width: 1.5 }}
-  .onnxruntime.box {{ stroke-dasharray: 7 4 }}
-  .torch.box {{ stroke-dasharray: 2 3 }}
-  .ends.box {{ fill-opacity: 0; stroke-width: 1 }}
-  rect.bar, path.tip {{ stroke: none }}
-  path.line {{ fill: none; stroke-opacity: .75; stroke-linejoin: round }}{COLOURS.format(**LIGHT)}
-  @media (prefers-color-scheme: dark) {{{COLOURS.format(**DARK)}
-  }}
-"""
+STYLE = style_of(
+    """
+  text { font: 12px system-ui, sans-serif }
+  .title { font-size: 15px; font-weight: 600 }
+  .head { font-weight: 600 }
+  .label { font-size: 11px }
+  .box { fill-opacity: .1; stroke-width: 1.5 }
+  .onnxruntime.box { stroke-dasharray: 7 4 }
+  .torch.box { stroke-dasharray: 2 3 }
+  .ends.box { fill-opacity: 0; stroke-width: 1 }
+  rect.bar, path.tip { stroke: none }
+  path.line { fill: none; stroke-opacity: .75; stroke-linejoin: round }""",
+    COLOURS,
+    LIGHT,
+    DARK,
+)
 
 
 def picture_of(manifest: Manifest, ops: Mapping[str, str]) -> str:
@@ -108,17 +109,11 @@ def picture_of(manifest: Manifest, ops: Mapping[str, str]) -> str:
     title = f"Stages of {model}"
     width = max(width, 2 * MARGIN + _length(title, 15))
     note = "Arrows are what stages hand on: the wider, the more bytes at the usual shapes."
-    shapes.append(_text(MARGIN, top, _fitted(note, width - 2 * MARGIN, 11), "note label"))
+    shapes.append(text(MARGIN, top, _fitted(note, width - 2 * MARGIN, 11), "note label"))
     height = top + 16
-    body = "\n".join(f"  {shape}" for shape in shapes)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_n(width)} {_n(height)}" '
-        f'width="{_n(width)}" height="{_n(height)}" role="img">\n'
-        f"  <title>{escape(_plain(title))}</title>\n"
-        f"  <style>{STYLE}  </style>\n"
-        f'  <rect class="page" width="{_n(width)}" height="{_n(height)}"/>\n'
-        f"  {_text(MARGIN, 28, title, 'title')}\n{body}\n</svg>\n"
-    )
+    page = f'<rect class="page" width="{px(width)}" height="{px(height)}"/>'
+    head = text(MARGIN, 28, title, "title")
+    return document(title, width, height, STYLE, [page, head, *shapes])
 
 
 @dataclass(slots=True)
@@ -282,7 +277,7 @@ class _Panel:
         """Yield the shapes, the panel's upper edge at ``top``."""
         for row in self._rows:
             row.top += top
-        yield _text(MARGIN, top + 12, self._heading, "head")
+        yield text(MARGIN, top + 12, self._heading, "head")
         for link in self._links:
             if link.reader == link.maker + 1:
                 yield from self._straight(link)
@@ -297,16 +292,16 @@ class _Panel:
         above, below = self._rows[link.maker], self._rows[link.reader]
         x, y, to_x, to_y = above.middle, above.bottom, below.middle, below.top
         half = (to_y - y) / 2
-        path = f"M{_n(x)} {_n(y)}C{_n(x)} {_n(y + half)} {_n(to_x)} {_n(y + half)} "
-        path += f"{_n(to_x)} {_n(to_y - 5)}"
-        tip = f"M{_n(to_x)} {_n(to_y)}l-5 -8h10z"
+        path = f"M{px(x)} {px(y)}C{px(x)} {px(y + half)} {px(to_x)} {px(y + half)} "
+        path += f"{px(to_x)} {px(to_y - 5)}"
+        tip = f"M{px(to_x)} {px(to_y)}l-5 -8h10z"
         yield _group(_tip(link), _line(path, above.kind, link), _point(tip, above.kind))
         # On the side from which the line does not come.
         side = -1 if x > to_x else 1
         room = BOX / 2 - 20
         label = _fitted(link.label(), room, 11)
         anchor = "end" if side < 0 else "start"
-        yield _text(to_x + side * 10, to_y - 8, label, "label", anchor)
+        yield text(to_x + side * 10, to_y - 8, label, "label", anchor)
 
     def _around(self, maker: int) -> Iterator[str]:
         """Yield what leaves a row on the right, as far as its last reader."""
@@ -317,7 +312,7 @@ class _Panel:
         for link in links:
             together.tensors.update(link.tensors)
         ends = [self._height_of(link) for link in links]
-        path = f"M{_n(row.right)} {_n(y)}H{_n(x)}V{_n(max(ends))}"
+        path = f"M{px(row.right)} {px(y)}H{px(x)}V{px(max(ends))}"
         yield _group(_tip(together), _line(path, row.kind, max(links, key=lambda k: k.thickness)))
 
     def _x_of(self, maker: int) -> float:
@@ -338,8 +333,8 @@ class _Panel:
             for link in drop:
                 kind, x, y = self._rows[link.maker].kind, self._x_of(link.maker), 0.0
                 y = self._height_of(link)
-                path = f"M{_n(x)} {_n(y)}H{_n(row.right + 6)}"
-                tip = f"M{_n(row.right)} {_n(y)}l8 -4v8z"
+                path = f"M{px(x)} {px(y)}H{px(row.right + 6)}"
+                tip = f"M{px(row.right)} {px(y)}l8 -4v8z"
                 yield _group(_tip(link), _line(path, kind, link), _point(tip, kind))
             first = drop[0]
             if len(drop) == 1:
@@ -352,7 +347,7 @@ class _Panel:
                 label = every.label(f"from {len(drop)} more: ")
             room = self._room(row)
             y = self._height_of(first) - first.thickness / 2 - 3
-            yield _text(row.right + 12, y, _fitted(label, room, 11), "label")
+            yield text(row.right + 12, y, _fitted(label, room, 11), "label")
 
     def _called(self, number: int) -> str:
         if self._rows[number].kind == "ends":
@@ -364,7 +359,7 @@ class _Panel:
 
     def _box(self, row: _Row) -> Iterator[str]:
         corner = 13 if row.kind == "ends" else 4
-        place = f'x="{_n(row.left)}" y="{_n(row.top)}" height="{_n(row.height)}"'
+        place = f'x="{px(row.left)}" y="{px(row.top)}" height="{px(row.height)}"'
         shapes = [f'<rect class="{row.kind} box" {place} width="{BOX}" rx="{corner}"/>']
         if row.kind != "ends":
             shapes.append(f'<rect class="{row.kind} bar" {place} width="6" rx="3"/>')
@@ -375,9 +370,9 @@ class _Panel:
             kind = "head" if first and row.kind != "ends" else ""
             factor = 1.08 if kind else 1.0
             fitted = _fitted(line, left / factor, 12)
-            shapes.append(_text(x, row.top + 20 + 17 * number - 2, fitted, kind))
+            shapes.append(text(x, row.top + 20 + 17 * number - 2, fitted, kind))
         if row.corner:
-            shapes.append(_text(row.right - 12, row.top + 18, row.corner, "note", "end"))
+            shapes.append(text(row.right - 12, row.top + 18, row.corner, "note", "end"))
         yield _group(row.tip, *shapes)
 
 
@@ -447,7 +442,7 @@ def _tracks(links: Iterable[_Link]) -> dict[int, int]:
 
 
 def _line(path: str, kind: str, link: _Link) -> str:
-    return f'<path class="{kind} line" d="{path}" stroke-width="{_n(link.thickness)}"/>'
+    return f'<path class="{kind} line" d="{path}" stroke-width="{px(link.thickness)}"/>'
 
 
 def _point(path: str, kind: str) -> str:
@@ -455,13 +450,7 @@ def _point(path: str, kind: str) -> str:
 
 
 def _group(tip: str, *shapes: str) -> str:
-    return f"<g><title>{escape(_plain(tip))}</title>{''.join(shapes)}</g>"
-
-
-def _text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
-    attributes = f' class="{kind}"' if kind else ""
-    attributes += f' text-anchor="{anchor}"' if anchor != "start" else ""
-    return f'<text x="{_n(x)}" y="{_n(y)}"{attributes}>{escape(_plain(words))}</text>'
+    return f"<g><title>{escaped(tip)}</title>{''.join(shapes)}</g>"
 
 
 def _tip(link: _Link) -> str:
@@ -495,16 +484,6 @@ def _listed(counts: Counter[str], most: int = 8) -> str:
     return ", ".join([*shown, "…"] if len(ordered) > most else shown)
 
 
-def _plain(text: str) -> str:
-    """Return ``text`` without characters that XML does not have."""
-    return "".join(
-        c
-        if c in "\n\t" or (unicodedata.category(c) not in ("Cc", "Cs") and c not in "\ufffe\uffff")
-        else "\ufffd"
-        for c in text
-    )
-
-
 def _fitted(text: str, room: float, size: int) -> str:
     """Return as much of ``text`` as ``room`` pixels hold."""
     if _length(text, size) <= room:
@@ -531,7 +510,3 @@ def _width(character: str) -> float:
     if character in "iljtfrI.,:;'|!()[]/ ·-":
         return 0.40
     return 0.98 if character in "mwMW%@…—" else 0.72 if character.isupper() else 0.64
-
-
-def _n(number: float) -> str:
-    return f"{number:.1f}".removesuffix(".0")
