@@ -102,6 +102,15 @@ def broken_links(path: Path) -> Iterator[str]:
             yield link
 
 
+def test_the_architecture_names_each_file_that_runs_things_and_none_that_is_gone() -> None:
+    text = (ROOT / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(?:optimizer/)?(\w+\.py)`", text.split("## The way through")[1]))
+    passes = {file.name for file in (ROOT / "passes").glob("*.py")}
+    files = {file.name for file in (ROOT / "optimizer").glob("*.py")} - {"__init__.py"}
+    assert files - named == set()
+    assert named - files - passes == set()
+
+
 def test_links_lead_somewhere() -> None:
     broken = {
         str(path.relative_to(ROOT)): links
