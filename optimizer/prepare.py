@@ -23,7 +23,7 @@ from optc.passes.branch_check import conditions_to_keep, has_branches_within_bra
 from optc.passes.contract import Pass
 from optc.passes.custom_operator import declare
 from optc.passes.flops import flops
-from optc.passes.graph import all_nodes, finish, nodes_in, reads
+from optc.passes.graph import all_nodes, finish, nodes_in, reads, remove_dead
 from optc.passes.pipeline import AfterStep, PipelineReport, optimise
 from optc.passes.shape import Shapes, annotate, infer
 from optc.specs.check import CheckedSpec
@@ -192,7 +192,12 @@ def _question(
     asked: AskedStages,
     modules: Modules,
 ) -> Question:
-    """Return what partitioning starts from; ``graph`` is completed and annotated."""
+    """Return what partitioning starts from; ``graph`` is completed and annotated.
+
+    Tensors that passes left alone for the spec's sake, and that lead to no output, go: no stage can
+    hold what nobody needs.
+    """
+    remove_dead(graph, frozenset(tensor.name for tensor in graph.outputs))
     finish(graph)
     for node in all_nodes(graph):  # finish() makes nodes that stand for none
         if node.name not in report.origins:
@@ -274,9 +279,9 @@ def _notes(checked: CheckedSpec, graph: gs.Graph, points: frozenset[str]) -> lis
             notes.append(
                 Diagnostic(
                     "point-is-no-cut",
-                    f"the partition point `{point}` is an input or a constant{replaced}: no stage "
-                    "ends there",
-                    "name a tensor that the model computes",
+                    f"the partition point `{point}` is an input or a constant{replaced}, or leads to "
+                    "no output: no stage ends there",
+                    "name a tensor that the model computes its outputs from",
                     checked.place("partition", "points", index),
                     severity="warning",
                 )
