@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +43,7 @@ from optc.optimizer.job import (
     Refusal,
 )
 from optc.optimizer.package import sha256_of
-from optc.specs.diagnostic import Diagnostic, EnvironmentFault, InputError, OptcError
+from optc.specs.diagnostic import Diagnostic, EnvironmentFault, OptcError, Place, SpecError
 
 _START_LIMIT_SECONDS: Final = 60.0
 _GRACE_SECONDS: Final = 5.0
@@ -63,7 +63,8 @@ class Workers:
 
     Args:
         count: The most children at a time; by default one a core that this process may use.
-        plugins: Libraries of TensorRT plugins that every child loads first.
+        plugins: Libraries of TensorRT plugins that every child loads first, each with the place of
+            the spec that names it.
         grace_seconds: How long after its time limit a child may take to stop by itself.
     """
 
@@ -71,11 +72,12 @@ class Workers:
         self,
         count: int | None = None,
         *,
-        plugins: Sequence[Path] = (),
+        plugins: Mapping[Path, Place | None] | None = None,
         grace_seconds: float = _GRACE_SECONDS,
     ) -> None:
         self.count = count or len(os.sched_getaffinity(0))
-        self._plugins = {path.resolve(): sha256_of(path) for path in plugins}
+        self._places = {str(path.resolve()): place for path, place in (plugins or {}).items()}
+        self._plugins = {Path(path): sha256_of(Path(path)) for path in self._places}
         self._grace_seconds = grace_seconds
         self._workers: list[_Worker] = []
         self._versions: dict[str, str] = {}
@@ -145,7 +147,7 @@ class Workers:
 
         Raises:
             EnvironmentFault: As `version`.
-            InputError: ``library-not-loadable``.
+            SpecError: ``library-not-loadable``.
         """
         return " ".join((self.version(backend), *sorted(self._plugins.values())))
 
@@ -245,7 +247,7 @@ class Workers:
                 if answer["event"] == "plugin":
                     worker.plugin = answer["path"]
                     if answer["why"] is not None:
-                        raise _no_plugin(worker.plugin, answer["why"])
+                        raise self._no_plugin(worker.plugin, answer["why"])
                 elif answer["event"] == "ready":
                     worker.greet(answer)
                     self._versions[worker.backend.name] = answer["version"]
@@ -262,7 +264,7 @@ class Workers:
             if worker.task is not None:
                 worker.task.lose(worker)
             elif not worker.ready:
-                raise _broken(worker)
+                raise self._broken(worker)
         return [worker.task for worker in lost if worker.task is not None]
 
     def _spawn(self, backend: Backend) -> None:
@@ -279,6 +281,33 @@ class Workers:
             self._workers.remove(worker)
             self._selector.unregister(worker.answers)
             worker.end()
+
+    def _no_plugin(self, path: str, why: str) -> SpecError:
+        return SpecError(
+            Diagnostic(
+                "library-not-loadable",
+                f"TensorRT cannot load the library of plugins `{path}`: {why}",
+                "name a library of plugins that was made for the version of TensorRT here",
+                self._places[path],
+            )
+        )
+
+    def _broken(self, worker: _Worker) -> OptcError:
+        reason, text, _ = worker.verdict()
+        if worker.plugin:
+            return self._no_plugin(worker.plugin, text)
+        name = worker.backend.name
+        reinstall = (
+            f"install it again: pip install --force-reinstall 'optc[{worker.backend.extra}]'"
+        )
+        said = "".join(f"\n  {line}" for line in worker.tail())
+        return EnvironmentFault(
+            Diagnostic(
+                code="broken-backend",
+                problem=f"the backend `{name}` does not load in a process of its own: {text}{said}",
+                todo="make room in memory, and run it again" if reason == "killed" else reinstall,
+            )
+        )
 
 
 class _Worker:
@@ -528,29 +557,3 @@ def _environment(backend: Backend, folder: Path) -> dict[str, str]:
                 link.symlink_to(library)
     searched = (str(folder), os.environ.get("LD_LIBRARY_PATH"))
     return {**os.environ, "LD_LIBRARY_PATH": ":".join(filter(None, searched))}
-
-
-def _no_plugin(path: str, why: str) -> InputError:
-    return InputError(
-        Diagnostic(
-            "library-not-loadable",
-            f"TensorRT cannot load the library of plugins `{path}`: {why}",
-            "name a library of plugins that was made for the version of TensorRT here",
-        )
-    )
-
-
-def _broken(worker: _Worker) -> OptcError:
-    reason, text, _ = worker.verdict()
-    if worker.plugin:
-        return _no_plugin(worker.plugin, text)
-    name = worker.backend.name
-    reinstall = f"install it again: pip install --force-reinstall 'optc[{worker.backend.extra}]'"
-    said = "".join(f"\n  {line}" for line in worker.tail())
-    return EnvironmentFault(
-        Diagnostic(
-            code="broken-backend",
-            problem=f"the backend `{name}` does not load in a process of its own: {text}{said}",
-            todo="make room in memory, and run it again" if reason == "killed" else reinstall,
-        )
-    )

@@ -115,7 +115,7 @@ def compile_package(
     after = None if dump_after is None else dumps(folder, dump_after)
     operators = Operators(checked)
     with operators.declared(), writing(folder) as writer:
-        with Workers(plugins=operators.plugins) as workers:
+        with Workers(plugins=operators.plugin_places) as workers:
             _start(workers, wanted)
             prepared = prepare(_meant(checked, stage, progress), progress, after)
             # Known by the time it is written down: hashing and building are done side by side.
@@ -176,7 +176,7 @@ def plan_package(
     operators = Operators(checked)
     with (
         tempfile.TemporaryDirectory(prefix="optc-plan-") as folder,
-        Workers(plugins=operators.plugins) as workers,
+        Workers(plugins=operators.plugin_places) as workers,
         operators.declared(),
     ):
         _start(workers, wanted)

@@ -55,6 +55,18 @@ class Operators:
         """The libraries of TensorRT plugins, each once."""
         return self._named(self._known.values(), "tensorrt")
 
+    @cached_property
+    def plugin_places(self) -> Mapping[Path, Place | None]:
+        """Library of TensorRT plugins -> where the spec names it first."""
+        return {
+            library: next(
+                self._place(operator, "tensorrt")
+                for operator in self._known.values()
+                if library in self._named([operator], "tensorrt")
+            )
+            for library in self.plugins
+        }
+
     def _named(
         self, operators: Iterable[Operator], runner: Literal["onnxruntime", "tensorrt"]
     ) -> Libraries:

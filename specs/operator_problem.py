@@ -13,6 +13,7 @@ from typing import Final
 from optc.specs.axis_arithmetic import Arithmetic, NotArithmetic, arithmetic, is_axis_name
 from optc.specs.compile_spec import Operator
 from optc.specs.diagnostic import Diagnostic, Place, nearest
+from optc.specs.missing_file import missing_file
 from optc.specs.model_outline import Outline, OutlineError, OutlineNode
 from optc.specs.onnx_ops import ONNX_OPS
 from optc.specs.operator_entry import operator_entry
@@ -142,15 +143,7 @@ class _Check:
                         self._place(index, key),
                     )
                 continue
-            near = nearest(path.name, _names_in(path.parent))
-            yield Diagnostic(
-                code,
-                f"there is no {what} `{path}`",
-                f"write `{Path(name).parent / near}`"
-                if near
-                else "check the path, which is taken from the folder of the spec",
-                self._place(index, key),
-            )
+            yield missing_file(code, what, self.folder, name, self._place(index, key))
 
     # --- axes ------------------------------------------------------------------------------------
 
@@ -334,13 +327,6 @@ class _Check:
         root = self.reading.root
         node = find_key(root, "operators") or find(root, "model", "path") or find(root, "model")
         return None if node is None or isinstance(node, Table) else self.source.place(node)
-
-
-def _names_in(folder: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except (OSError, ValueError):
-        return []
 
 
 def _count(names: Sequence[str]) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from optc.specs.compile_spec import Replacement
 from optc.specs.diagnostic import Diagnostic, Place, nearest
+from optc.specs.missing_file import missing_file
 from optc.specs.model_outline import Outline, OutlineNode
 
 PlaceOf = Callable[..., Place | None]
@@ -31,17 +32,9 @@ def missing_modules(
     """
     names: dict[str, int] = {}
     for index, each in enumerate(replace):
-        path = folder / each.torch
-        if not os.path.isfile(path):  # which says no of a path that cannot be, too
-            siblings = path.parent.iterdir() if os.path.isdir(path.parent) else ()
-            near = nearest(path.name, sorted(file.name for file in siblings))
-            yield Diagnostic(
-                "module-not-found",
-                f"there is no file `{path}`",
-                f"write `{Path(each.torch).parent / near}`"
-                if near
-                else "check the path, which is taken from the folder of the spec",
-                place(*_KEYS, index, "torch"),
+        if not os.path.isfile(folder / each.torch):  # which says no of a path that cannot be, too
+            yield missing_file(
+                "module-not-found", "file", folder, each.torch, place(*_KEYS, index, "torch")
             )
         if names.setdefault(each.name, index) != index:
             yield Diagnostic(

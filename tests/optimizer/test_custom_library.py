@@ -427,7 +427,7 @@ def test_with_a_plugin_the_parser_takes_it_and_the_builder_builds_it(plugins: Pa
     with Workers(1) as workers:
         [without] = workers.probe([job])
         version = workers.identity("tensorrt-rtx")
-    with Workers(1, plugins=[plugins]) as workers:
+    with Workers(1, plugins={plugins: None}) as workers:
         [with_plugin] = workers.probe([job])
         # What was answered without it is not taken for an answer with it.
         assert workers.identity("tensorrt-rtx") == f"{version} {sha256_of(plugins)}"
@@ -501,3 +501,5 @@ def test_what_is_no_library_of_plugins(
     assert problem.code == "library-not-loadable"
     assert "plugins.so" in problem.problem
     assert words in problem.problem
+    assert problem.place is not None
+    assert PLUGIN.splitlines()[problem.place.line - 1].endswith("tensorrt: plugins.so")

@@ -178,6 +178,20 @@ def test_a_path_that_leads_nowhere(name: str) -> None:
     assert codes(VALID.replace("swirl.so", name)) == ["library-not-found"] * 2
 
 
+@pytest.mark.parametrize(("name", "why"), [(".", "a folder"), ("/dev/null", "no regular file")])
+def test_what_is_there_and_no_file_is_not_called_missing(name: str, why: str) -> None:
+    found = faults(VALID.replace("swirl.so", name))
+    assert [fault.code for fault in found] == ["library-not-found"] * 2
+    assert all(fault.problem.endswith(f": that is {why}") for fault in found)
+    assert all(fault.todo and "check the path" in fault.todo for fault in found)
+
+
+def test_a_folder_of_that_name_is_not_what_was_meant(tmp_path: Path) -> None:
+    (tmp_path / "swirl.d").mkdir()
+    for fault in faults(VALID.replace("swirl.so", "swirl.d")):
+        assert fault.todo == "write `swirl.so`"
+
+
 def test_a_file_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "swirl.so")
     assert codes(VALID) == ["library-unreadable"] * 2
