@@ -17,8 +17,8 @@ import onnx_graphsurgeon as gs
 from optc.passes.graph import bodies_of, nodes_in, reads
 from optc.passes.shape import Shapes
 from optc.specs.compile_spec import Partition, Selector
-from optc.specs.diagnostic import Diagnostic, SpecError
-from optc.specs.stage_problem import SHAPE_OPS, Asked, Flow, FlowNode, Member, PlaceOf, numbers_of
+from optc.specs.diagnostic import Diagnostic, PlaceOf, SpecError
+from optc.specs.stage_problem import SHAPE_OPS, Asked, Flow, FlowNode, Member, numbers_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from optc.specs.diagnostic import Diagnostic, EnvironmentFault, InputError, OptcError
+from optc.specs.diagnostic import Diagnostic, EnvironmentFault, InputError, OptcError, quoted
 
 if TYPE_CHECKING:
     from optc.specs.check import CheckedSpec
@@ -529,7 +529,7 @@ def _with_outputs(
     folders = [folder for _, _, folder in found]
     twice = {folder for folder in folders if folders.count(folder) > 1}
     if twice:
-        names = ", ".join(f"`{spec}`" for spec, _, folder in found if folder in twice)
+        names = quoted(str(spec) for spec, _, folder in found if folder in twice)
         _end(
             InputError(
                 Diagnostic(

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from optc.optimizer.arrays import dtype_name, dtype_of, typed
 from optc.specs.compile_spec import Range
-from optc.specs.diagnostic import Diagnostic, InputError, nearest
+from optc.specs.diagnostic import Diagnostic, InputError, nearest, quoted
 from optc.specs.manifest import Tensor
 
 Array = npt.NDArray[Any]
@@ -92,7 +92,7 @@ def _name_problems(
             )
     for name in unknown:
         guess = nearest(name, [known for known in inputs if known not in given] or inputs)
-        takes = ", ".join(f"`{known}`" for known in inputs) or "no input at all"
+        takes = quoted(inputs) or "no input at all"
         yield Diagnostic(
             "unknown-input",
             f"there is no input called `{name}`",

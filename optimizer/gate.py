@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 from optc.specs.compile_spec import Gate
-from optc.specs.diagnostic import Diagnostic, Place
+from optc.specs.diagnostic import Diagnostic, PlaceOf, quoted
 from optc.specs.manifest import Crossing, Manifest, Stage, Target
 
 MOST_STAGES = 4
@@ -15,12 +14,6 @@ MOST_STAGES = 4
 
 MOST_TENSORS = 3
 """Tensors that cross, likewise."""
-
-
-class PlaceOf(Protocol):
-    """Says where in the spec something stands."""
-
-    def __call__(self, *keys: str | int) -> Place | None: ...  # noqa: D102 - said above
 
 
 def check_gate(gate: Gate, manifest: Manifest, place: PlaceOf) -> list[Diagnostic]:
@@ -55,7 +48,7 @@ def _too_many_engines(
         todo = "make TensorRT take these nodes, or allow as many engines with `max_engines`"
     else:
         cuts = [tensor for stage in stages[:-1] for tensor in stage.outputs[:1]]
-        cause = f"no node is off TensorRT; the cuts are at {_listed(cuts)}"
+        cause = f"no node is off TensorRT; the cuts are at {quoted(cuts)}"
         todo = "take these out of `partition.points`, or allow as many engines with `max_engines`"
     return Diagnostic(
         "gate-max-engines",
@@ -91,8 +84,7 @@ def _too_much_crosses(gate: Gate, target: Target, place: PlaceOf) -> Diagnostic 
         return None
     where = place("gate", "max_boundary_bytes")
     if unbounded := [each.tensor for each in target.crossings if each.most_bytes is None]:
-        more = len(unbounded) - MOST_TENSORS
-        listed = _listed(unbounded[:MOST_TENSORS]) + (f" and {more} more" if more > 0 else "")
+        listed = quoted(unbounded, MOST_TENSORS)
         return Diagnostic(
             "gate-max-boundary-bytes",
             f"on target `{target.name}` nothing bounds the bytes of {listed} between stages, and "
@@ -167,7 +159,3 @@ def _refused(stage: Stage, target: Target) -> str:
     ops = Counter(nodes.values()).most_common(3)
     counted = ", ".join(f"{count} {op}" if count > 1 else op for op, count in ops)
     return f": {counted}, first `{next(iter(nodes))}`"
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from optc.optimizer.arrays import dtype_of
 from optc.optimizer.feed import Signature
 from optc.specs.compile_spec import Images, Range
-from optc.specs.diagnostic import Diagnostic, EnvironmentFault, InputError, Place, nearest
+from optc.specs.diagnostic import Diagnostic, EnvironmentFault, InputError, Place, nearest, quoted
 from optc.specs.manifest import Tensor
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ class _Fitting:
                     "input",
                 )
             return inputs[name]
-        listed = ", ".join(f"`{each}`" for each in inputs)
+        listed = quoted(inputs)
         if name is None:
             problem = f"the model has {len(inputs)} inputs: {listed}"
             self._add(problem, "say in `images.input` which of them takes the image", "input")

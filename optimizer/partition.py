@@ -27,7 +27,7 @@ from optc.passes.profile_check import why_not_at
 from optc.passes.split import CutApart, Runtime, Splitter, Stage, quantised, why_not_whole
 from optc.passes.tensorrt_rule import shape_readers, why_not_its_rounds, why_not_its_types
 from optc.specs.compile_spec import Cost, Range, Target
-from optc.specs.diagnostic import Diagnostic, ModelError, OptcError, Place, SpecError
+from optc.specs.diagnostic import Diagnostic, ModelError, OptcError, Place, SpecError, quoted
 
 if TYPE_CHECKING:
     from optc.passes.shape import Shapes
@@ -575,7 +575,7 @@ def _unbounded(question: Question, stage: Stage) -> Off:
             }
             if not symbols:
                 continue
-            listed = ", ".join(f"`{symbol}`" for symbol in sorted(symbols))
+            listed = quoted(sorted(symbols))
             reason = (
                 f"nothing bounds {listed}, an axis of `{name}`, which enters the engine here; "
                 "give it a range under `dims` in the spec"

@@ -49,7 +49,7 @@ from optc.passes.graph import (
 from optc.passes.shape import Shapes, infer
 from optc.specs.check import CheckedSpec
 from optc.specs.compile_spec import Replacement
-from optc.specs.diagnostic import Diagnostic, SpecError
+from optc.specs.diagnostic import Diagnostic, SpecError, quoted
 
 DOMAIN = "optc.replaced"
 """Of the nodes that stand for ranges; the op is the name that the spec gives the range."""
@@ -241,9 +241,9 @@ class _Cutter:
                     towards[tensor.name] = (maker, name)
                     pending.append(tensor.name)
         if not met:
-            listed = _listed(asked.from_)
+            listed = quoted(asked.from_)
             self.problem(
-                f"nothing leads from {listed} to {_listed(asked.to)}",
+                f"nothing leads from {listed} to {quoted(asked.to)}",
                 "name tensors under `from` that the others are computed from",
                 found.index,
                 "from",
@@ -478,7 +478,3 @@ def _shortened(names: Sequence[str]) -> list[str]:
         return list(names)
     half = MOST_SHOWN // 2
     return [*names[:half], "…", *names[-half:]]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)

@@ -25,7 +25,7 @@ from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
 from optc.optimizer.arrays import dtype_of
 from optc.passes.graph import StoredValues
-from optc.specs.diagnostic import Diagnostic, EnvironmentFault
+from optc.specs.diagnostic import Diagnostic, EnvironmentFault, quoted
 
 Array = npt.NDArray[Any]
 Kind = Literal["TorchScript", "exported program"]
@@ -221,12 +221,14 @@ class TorchModule:
         tensors = [name for name, each in arguments.items() if each.type in _TENSORS]
         if given > len(names):
             count = f"{given} tensors" if given != 1 else "a tensor"
-            found.append(f"the node gives it {count}, its `forward` takes {_listed(tensors)}")
+            found.append(
+                f"the node gives it {count}, its `forward` takes {quoted(tensors) or 'none'}"
+            )
             return found
         attributes = {attribute.name for attribute in node.attribute}
         for name in sorted(attributes):
             if name not in arguments:
-                takes = _listed(names[given:]) if names[given:] else "none"
+                takes = quoted(names[given:]) or "none"
                 found.append(
                     f"the node has an attribute `{name}`, which its `forward` does not take "
                     f"(beside tensors it takes {takes})"
@@ -400,7 +402,7 @@ class ModuleNode:
             gives = "1 tensor" if len(results) == 1 else f"{len(results)} tensors"
             raise ModuleMismatch(
                 f"`{self.module._name}` gives {gives}, and has to give {len(self._outputs)}: "
-                + _listed([name for name in self._outputs if name])
+                + quoted(name for name in self._outputs if name)
             )
         found = dict(zip(self._outputs, results, strict=True))
         found.pop("", None)
@@ -462,7 +464,3 @@ def _flat(value: Any) -> list[Any]:
 
 def _article(noun: str) -> str:
     return f"an {noun}" if noun[:1] in "aeiou" else f"a {noun}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names) or "none"

@@ -46,6 +46,7 @@ from optc.specs.diagnostic import (
     InputError,
     NotMetError,
     OptcError,
+    quoted,
 )
 from optc.specs.manifest import Manifest, Target
 from optc.specs.model_problem import ResolvedInput
@@ -719,7 +720,7 @@ class _Run:
             result.notes.append(
                 Diagnostic(
                     "nothing-to-compare",
-                    f"in no case {_listed(blank)} held a number (no rows, or only NaN): nothing is "
+                    f"in no case {quoted(blank)} held a number (no rows, or only NaN): nothing is "
                     "known of it",
                     "give real inputs with `verify: {data: ...}` in the spec, or `--data`",
                     severity="warning",
@@ -747,7 +748,7 @@ class _Run:
         """Say what low precision makes of noise, where real input decides."""
         off = [each for each in self.result.worst_first() if each.verdict == "not asked"]
         if off:
-            names = _listed(list(dict.fromkeys(each.output for each in off)))
+            names = quoted(list(dict.fromkeys(each.output for each in off)))
             words = next(judgement.words for judgement in off[0].judgements if not judgement.met)
             self.result.notes.append(
                 Diagnostic(
@@ -792,7 +793,7 @@ class _Run:
                 self.result.notes.append(
                     Diagnostic(
                         "nothing-to-compare",
-                        f"in no case {_listed(outputs)} held a box that scores {MIDDLE:g} or more "
+                        f"in no case {quoted(outputs)} held a box that scores {MIDDLE:g} or more "
                         "and stays clear of the model's own cut: little is known of the boxes",
                         "give real inputs with `verify: {data: ...}` in the spec, or `--data`",
                         severity="warning",
@@ -826,7 +827,7 @@ class _Run:
     def _problem_of(self, finding: Finding) -> Diagnostic:
         difference = finding.difference
         outputs = finding.outputs
-        where = f"output{'s' if len(outputs) > 1 else ''} {_listed(outputs)}, case {finding.case}"
+        where = f"output{'s' if len(outputs) > 1 else ''} {quoted(outputs)}, case {finding.case}"
         where += f", {_targets(finding.targets)}"
         if finding.group is not None:
             where = f"group `{finding.group}`, {where}"
@@ -916,11 +917,7 @@ def _values(difference: Difference) -> str:
 
 
 def _targets(names: Sequence[str]) -> str:
-    return f"{'target' if len(names) == 1 else 'targets'} {_listed(names)}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
+    return f"{'target' if len(names) == 1 else 'targets'} {quoted(names)}"
 
 
 def _likely_at_fault(manifest: Manifest) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from optc.specs.compile_spec import CompileSpec, Cost, Range
-from optc.specs.diagnostic import Diagnostic, Place, SpecError, nearest
+from optc.specs.diagnostic import Diagnostic, Place, SpecError, nearest, quoted
 from optc.specs.manifest import ModelPart
 from optc.specs.measured_cost import with_measured
 from optc.specs.model_outline import Outline, OutlineError, read_outline
@@ -236,7 +236,7 @@ def _wrong_options(
             wanted, least = types.get(option, (None, None))
             if wanted is None:
                 near = nearest(option, types)
-                has = ", ".join(f"`{each}`" for each in types) or "no options"
+                has = quoted(types) or "no options"
                 found.append(
                     Diagnostic(
                         "unknown-option",

@@ -7,7 +7,7 @@ line prints them and exits with the error's code; nothing else decides how an er
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -123,6 +123,22 @@ class NotMetError(OptcError):
     """A verification or a gate was not met."""
 
     exit_code = 3
+
+
+PlaceOf = Callable[..., Place | None]
+"""Keys and indices from the top of a spec -> where that stands."""
+
+
+def quoted(words: Iterable[str], most: int | None = None) -> str:
+    """Return words for a sentence, the first ones of many.
+
+    Example:
+        >>> quoted(["x", "y", "z"], most=2)
+        '`x`, `y` and 1 more'
+    """
+    shown = [f"`{word}`" for word in words]
+    left = 0 if most is None else max(0, len(shown) - most)
+    return ", ".join(shown[: len(shown) - left]) + (f" and {left} more" if left else "")
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Final
 
 from optc.specs.compile_spec import Demands, Exactness, Input, Range, Selector
-from optc.specs.diagnostic import Diagnostic, Place, nearest
+from optc.specs.diagnostic import Diagnostic, Place, nearest, quoted
 from optc.specs.likely import likely_range
 from optc.specs.model_outline import Dim, Outline, OutlineNode, Value
 from optc.specs.onnx_ops import ONNX_OPS
@@ -21,6 +21,8 @@ FLOATS: Final = frozenset({1, 10, 11, 14, 15, 16, 17, 18, 19, 20})
 """``TensorProto.DataType`` of floats and complex numbers."""
 EXACT: Final[Mapping[int, str]] = {8: "texts", 9: "booleans"}
 """Of what two of are equal or not, and nothing in between."""
+MOST_LISTED: Final = 12
+"""Names of the model that a message lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ class Comparison:
         problem = f"the model has no input `{name}`"
         if name in self.outline.initialisers:
             problem += ": that is a weight"
-        todo = f"write `{near}`" if near else f"its inputs are {_listed(inputs)}"
+        todo = f"write `{near}`" if near else f"its inputs are {quoted(inputs, MOST_LISTED)}"
         self._error("unknown-input", problem, todo, self._key("inputs", name))
 
     def _shape_of(self, value: Value, said: Input) -> tuple[str | int, ...] | None:
@@ -244,7 +246,7 @@ class Comparison:
             elif near := nearest(symbol, {*uses, *inner}):
                 todo = f"write `{near}`"
             elif uses:
-                todo = f"the dynamic axes of the inputs are {_listed(uses)}"
+                todo = f"the dynamic axes of the inputs are {quoted(uses, MOST_LISTED)}"
             else:
                 todo = "leave it out: no axis of the inputs is dynamic"
             problem = f"no dynamic axis of the model is called `{symbol}`"
@@ -351,7 +353,11 @@ class Comparison:
             self.problems.append(Diagnostic("op-not-in-model", problem, None, place, "note"))
             return
         near = nearest(op, sorted(ops)) or nearest(op, sorted(ONNX_OPS))
-        todo = f"write `{near}`" if near else f"the ops of the model are {_listed(sorted(ops))}"
+        todo = (
+            f"write `{near}`"
+            if near
+            else f"the ops of the model are {quoted(sorted(ops), MOST_LISTED)}"
+        )
         problem = f"neither the model nor ONNX has an op `{op}`"
         self._error("unknown-op", problem, todo, place)
 
@@ -384,7 +390,7 @@ class Comparison:
 
     def _unknown_output(self, name: str, outputs: Iterable[str], place: Place | None) -> None:
         near = nearest(name, outputs)
-        todo = f"write `{near}`" if near else f"its outputs are {_listed(outputs)}"
+        todo = f"write `{near}`" if near else f"its outputs are {quoted(outputs, MOST_LISTED)}"
         self._error("unknown-output", f"the model has no output `{name}`", todo, place)
 
     def _compare_exactness(self, value: Value, asked: Exactness, path: Path) -> None:
@@ -457,10 +463,3 @@ def _shown(dims: Iterable[Dim]) -> str:
 
 def _axes(axes: list[tuple[str, int]]) -> str:
     return " and ".join(f"axis {axis} of `{name}`" for name, axis in axes)
-
-
-def _listed(words: Iterable[str], most: int = 12) -> str:
-    """Return words for a sentence, the first ones of many."""
-    quoted = [f"`{word}`" for word in words]
-    more = f" and {len(quoted) - most} more" if len(quoted) > most else ""
-    return ", ".join(quoted[:most]) + more

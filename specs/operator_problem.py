@@ -12,7 +12,7 @@ from typing import Final
 
 from optc.specs.axis_arithmetic import Arithmetic, NotArithmetic, arithmetic, is_axis_name
 from optc.specs.compile_spec import Operator
-from optc.specs.diagnostic import Diagnostic, Place, nearest
+from optc.specs.diagnostic import Diagnostic, Place, nearest, quoted
 from optc.specs.missing_file import missing_file
 from optc.specs.model_outline import Outline, OutlineError, OutlineNode
 from optc.specs.onnx_ops import ONNX_OPS
@@ -227,7 +227,7 @@ class _Check:
 
     def _unknown(self, name: str, known: set[str], path: Keys) -> Diagnostic:
         near = nearest(name, known)
-        listed = ", ".join(f"`{each}`" for each in sorted(known))
+        listed = quoted(sorted(known))
         return Diagnostic(
             "unknown-axis",
             f"no input has an axis that is called `{name}`",

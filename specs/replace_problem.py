@@ -6,16 +6,13 @@ Whether a range can be cut out is asked of the graph, once it is loaded (`optc.o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from optc.specs.compile_spec import Replacement
-from optc.specs.diagnostic import Diagnostic, Place, nearest
+from optc.specs.diagnostic import Diagnostic, PlaceOf, nearest
 from optc.specs.missing_file import missing_file
 from optc.specs.model_outline import Outline, OutlineNode
-
-PlaceOf = Callable[..., Place | None]
-"""Keys and indices from the top of the spec -> where in the file that stands."""
 
 _KEYS = ("partition", "replace")
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from optc.specs.compile_spec import CompileSpec, DtypeName, Part, kind_of
-from optc.specs.diagnostic import Diagnostic, Place, nearest
+from optc.specs.diagnostic import Diagnostic, Place, nearest, quoted
 from optc.specs.source import Items, Leaf, Node, Source, Table, copy_of, find, plain, scalar
 
 Path = tuple[str | int, ...]
@@ -315,7 +315,7 @@ def _unknown_key(source: Source, root: Table, at: Path) -> Diagnostic:
     return Diagnostic(
         "unknown-key",
         f"{where} has no key `{last}`",
-        f"write `{near}`" if near else f"the keys here are {_listed(known)}",
+        f"write `{near}`" if near else f"the keys here are {quoted(known)}",
         source.place(table.entries[str(last)][0]),
     )
 
@@ -347,7 +347,7 @@ def _unknown_choice(at: Path, value: object, place: Place) -> Diagnostic:
     return Diagnostic(
         code,
         f"there is no {noun} `{value}`",
-        f"write `{near}`" if near else f"write one of {_listed(choices)}",
+        f"write `{near}`" if near else f"write one of {quoted(choices)}",
         place,
     )
 
@@ -378,10 +378,6 @@ def _retyped(source: Source, kind: str, node: Node) -> str | None:
     if isinstance(node.value, str) and isinstance(scalar(node.value), int | float):
         return f"write it without quotes: `{node.value}`"
     return None
-
-
-def _listed(words: Iterable[str]) -> str:
-    return ", ".join(f"`{word}`" for word in words)
 
 
 def _part_at(path: Path) -> type[Part]:

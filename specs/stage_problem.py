@@ -11,15 +11,12 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Self
 
 from optc.specs.compile_spec import Partition, Point, Selector
-from optc.specs.diagnostic import Diagnostic, Place
-
-PlaceOf = Callable[..., Place | None]
-"""Keys and indices from the top of a spec -> where that stands."""
+from optc.specs.diagnostic import Diagnostic, PlaceOf
 
 SHOWN_NODES: Final = 8
 """A longer path is shown without its middle."""
