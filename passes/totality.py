@@ -24,8 +24,8 @@ Dims = tuple[Dim, ...]
 
 _FOR_EVERY_VALUE = frozenset(
     {
-        *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Celu", "Clip"),
-        *("Cos", "Cosh", "DequantizeLinear", "Dropout", "Elu", "Erf", "Exp", "Flatten", "Floor"),
+        *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Celu", "Cos"),
+        *("Cosh", "Elu", "Erf", "Exp", "Flatten", "Floor"),
         *("Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Log"),
         *("Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shape", "Sigmoid", "Sign"),
         *("Sin", "Sinh", "Size", "Softplus", "Softsign", "Sqrt", "Tan", "Tanh", "ThresholdedRelu"),
@@ -162,8 +162,34 @@ def _by_number(known: _Known) -> bool:
     """Div and Mod: whole numbers are not divided by 0, which stops the whole process."""
     if not known.fit([known.dims(0), known.dims(1)]):
         return False
+    if known.node.op == "Mod" and known.is_float(1) and not known.attr("fmod"):
+        return False
     divisor = known.value(1)
     return known.is_float(1) or (divisor is not None and bool(np.all(divisor > 0)))
+
+
+def _clipped(known: _Known) -> bool:
+    """Clip: its bounds are single numbers."""
+    return all(not known.has(index) or known.dims(index) in ((), (1,)) for index in (1, 2))
+
+
+def _dequantised(known: _Known) -> bool:
+    """DequantizeLinear: one scale for all, or one for each place along an axis."""
+    source, scale = known.dims(0), known.dims(1)
+    if scale is None or (known.has(2) and known.dims(2) != scale):
+        return False
+    if known.attr("block_size"):
+        return False
+    if scale in ((), (1,)):
+        return True
+    axis = int(str(known.attr("axis", 1)))
+    return source is not None and -len(source) <= axis < len(source) and scale == (source[axis],)
+
+
+def _dropped(known: _Known) -> bool:
+    """Dropout: its ratio is looked at though nothing is dropped."""
+    ratio = known.value(1)
+    return not known.has(1) or (ratio is not None and bool(np.all((ratio >= 0) & (ratio < 1))))
 
 
 def _pow(known: _Known) -> bool:
@@ -292,9 +318,16 @@ def _joined(known: _Known) -> bool:
 
 def _sliced(known: _Known) -> bool:
     """Slice: starts and ends are cut to what is there; a step of 0 has no meaning."""
-    return all(not known.has(index) or known.value(index) is not None for index in (3, 4)) and (
-        known.made() is not None
-    )
+    source, steps = known.dims(0), known.value(4)
+    if source is None or known.made() is None:
+        return False
+    given = [index for index in range(1, 5) if known.has(index)]
+    if any(known.value(index) is None for index in given if index > 2):
+        return False
+    lengths = {known.dims(index) for index in given}  # no longer than the axes that there are
+    if not lengths <= {(length,) for length in range(len(source) + 1)} or len(lengths) > 1:
+        return False
+    return steps is None or bool(np.all(steps != 0))
 
 
 def _parted(known: _Known) -> bool:
@@ -368,10 +401,13 @@ def _recurrent(known: _Known) -> bool:
 _RULES: dict[str, Rule] = {
     "AveragePool": _pool,
     "BatchNormalization": _batch_normalised,
+    "Clip": _clipped,
     "Concat": _joined,
     "ConstantOfShape": _filled,
     "Conv": _conv,
+    "DequantizeLinear": _dequantised,
     "Div": _by_number,
+    "Dropout": _dropped,
     "Expand": _expanded,
     "GRU": _recurrent,
     "Gather": _gathered,

@@ -47,11 +47,22 @@ TOTAL = {
     "LayerNormalization": "o = LayerNormalization (x, s)",
     "InstanceNormalization": "o = InstanceNormalization (p, c, c)",
     "BatchNormalization": "o = BatchNormalization (p, c, c, c, c)",
+    "Clip": "o = Clip (x, half)",
+    "Clip by one element": 'l = Unsqueeze (half, first) o = Clip (x, "", l)',
     "DequantizeLinear": "o = DequantizeLinear (q, half)",
+    "DequantizeLinear along an axis": "t = Cast <to = 3> (x) o = DequantizeLinear <axis = 1> (t, s)",
+    "Dropout": "o = Dropout (x, half)",
+    "Mod of floats": "o = Mod <fmod = 1> (x, y)",
+    "Slice to where the data say": "e = Gather (j, first) o = Slice (x, first, e, axis)",
     "ConstantOfShape": "o = ConstantOfShape (four)",
 }
 
 MAY_FAIL = {
+    "Clip by more than a number": "o = Clip (x, s)",
+    "DequantizeLinear by other scales": "t = Cast <to = 3> (x) o = DequantizeLinear <axis = 0> (t, c)",
+    "Dropout of any ratio": "r = ReduceSum <keepdims = 0> (x) o = Dropout (x, r)",
+    "Slice of two lengths": "o = Slice (x, i, j)",
+    "Slice with a step of 0": "o = Slice (x, first, fifth, axis, first)",
     "Add of other rows": "o = Add (x, z)",
     "Div of whole numbers": "o = Div (i, i)",
     "Div by 0": "o = Div (i, zero)",
