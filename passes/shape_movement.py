@@ -511,11 +511,12 @@ def _one_hot(call: Call) -> Fact:
 @rule("NonZero")
 def _non_zero(call: Call) -> Fact:
     dims = call.shape(0)
+    if not dims:  # no row by the definition, one by onnxruntime
+        return Fact(INT64, (call.fresh(0, 1), call.fresh(1, 1)))
     value = call.value(0)
     if value is not None and value.dtype != object:
-        found = np.array(np.nonzero(np.atleast_1d(value)), dtype=np.int64)
-        shape = found.shape if value.ndim else (0, found.shape[1])
-        return Fact(INT64, shape, found.reshape(shape))
+        found = np.array(np.nonzero(value), dtype=np.int64)
+        return Fact(INT64, found.shape, found)
     # Two NonZero of one tensor count the same.
     first = call.symbols.first_count.setdefault(call.node.inputs[0].name, call.output_name())
     count = call.symbols.fresh(first, "1", upper=volume(dims))

@@ -234,6 +234,14 @@ def test_a_count_is_bounded_by_what_is_counted() -> None:
     assert not shapes.data_dependent(4 * N)
 
 
+def test_of_a_scalar_non_zero_gives_the_rows_that_it_gives() -> None:
+    """None by the definition, one by onnxruntime, which runs it."""
+    source = "g (float x) => (int64[a,b] z) { z = NonZero (x) }"
+    ones, zeros = {"x": np.ones((), np.float32)}, {"x": np.zeros((), np.float32)}
+    shapes = held_against_a_run(source, ones, zeros)
+    assert [shapes.interval(dim) for dim in shapes.dims("z") or ()] == [(0, 1), (0, 1)]
+
+
 def test_two_counts_of_one_tensor_are_one_symbol() -> None:
     shapes = inferred(
         "g (bool[n] x) => (int64[1,a] y, int64[1,b] z) { y = NonZero (x)  z = NonZero (x) }"
