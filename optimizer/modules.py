@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import onnx_graphsurgeon as gs
 
-from optc.optimizer.package import sha256_of
+from optc.optimizer.package import copy_in, sha256_of
 from optc.optimizer.partition import Off, Refused
 from optc.optimizer.replace import DOMAIN, Replaced
 from optc.optimizer.torch_module import SUFFIXES, ModuleRejected, TorchModule, kind_of
 from optc.passes.custom_operator import Key, key_of
 from optc.passes.graph import Node, all_nodes, export_model, op_key
-from optc.passes.split import Runtime
 from optc.specs.check import CheckedSpec
 from optc.specs.diagnostic import Diagnostic, EnvironmentFault, Place, SpecError
+from optc.specs.manifest import Runtime
 
 FOLDER = "modules"
 """Of a package, with the modules that it brings."""
@@ -178,16 +177,8 @@ class Modules:
             EnvironmentFault: ``module-unreadable``, where one is gone meanwhile.
         """
         for key, path in self.packaged.items():
-            target = package / path
-            if target.exists():
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                data = self.files[key].open("rb")
-            except OSError as error:
-                raise _unreadable(self.files[key], error.strerror or str(error)) from error
-            with data, target.open("wb") as out:
-                shutil.copyfileobj(data, out)
+            if not (package / path).exists():
+                copy_in(self.files[key], package / path, partial(_unreadable, self.files[key]))
 
     def module_of(self, node: gs.Node) -> str | None:
         """Return where in the package the module of ``node`` stands; None where it has none."""

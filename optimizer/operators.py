@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -13,14 +12,16 @@ import onnx_graphsurgeon as gs
 from onnx import helper
 
 from optc.optimizer.custom_library import Libraries, try_out
+from optc.optimizer.package import copy_in
 from optc.optimizer.partition import Off, Plan, Question, Refused
 from optc.passes.custom_operator import CustomOperator, declared, key_of
+from optc.passes.dimension import Dim, substitute
 from optc.passes.graph import Node, export_model, nodes_in, op_key
-from optc.passes.shape import Shapes
-from optc.passes.split import Runtime
+from optc.passes.shape import Profile, Shapes
 from optc.specs.check import CheckedSpec
 from optc.specs.compile_spec import Operator
 from optc.specs.diagnostic import Diagnostic, EnvironmentFault, OptcError, Place, SpecError
+from optc.specs.manifest import Runtime
 
 FOLDER = "libraries"
 """Of a package, with the shared libraries that it brings."""
@@ -115,17 +116,25 @@ class Operators:
 
     # --- whether it is as declared ---------------------------------------------------------------
 
-    def check(self, graph: gs.Graph, shapes: Shapes) -> None:
+    def check(self, graph: gs.Graph, shapes: Shapes, profiles: Sequence[Profile]) -> None:
         """Make sure that nodes are as declared, and that the libraries here load and take them.
+
+        Args:
+            graph: The model.
+            shapes: Of it.
+            profiles: Ranges of its symbols. What is declared is tried at the ends of each, and at
+                its usual extents: an engine is built for these.
 
         Raises:
             SpecError: ``not-as-declared``, ``library-not-loadable``, ``library-lacks-operator``.
         """
-        problems = [*self._contradictions(graph, shapes), *self._unloadable(graph)]
+        problems = [*self._contradictions(graph, shapes, profiles), *self._unloadable(graph)]
         if problems:
             raise SpecError(*problems)
 
-    def _contradictions(self, graph: gs.Graph, shapes: Shapes) -> Iterator[Diagnostic]:
+    def _contradictions(
+        self, graph: gs.Graph, shapes: Shapes, profiles: Sequence[Profile]
+    ) -> Iterator[Diagnostic]:
         for node, operator in self.used_by(graph.nodes):
             dims = [shapes.dims(t.name) if t.name else None for t in node.inputs]
             if found := CustomOperator.of(operator).contradictions(dims):
@@ -136,6 +145,17 @@ class Operators:
                     'declare the axes of its inputs as the model has them; "?" is any',
                     self._place(operator, "inputs"),
                 )
+                continue
+            for extents in _corners(dims, profiles):
+                if found := CustomOperator.of(operator).impossible(extents):
+                    yield Diagnostic(
+                        "not-as-declared",
+                        f"the node `{node.name}` cannot be as {operator.op} is declared: "
+                        + "; ".join(found),
+                        "declare what it returns for every extent in `dims`, or narrow `dims`",
+                        self._place(operator, "outputs"),
+                    )
+                    break
 
     def _unloadable(self, graph: gs.Graph) -> Iterator[Diagnostic]:
         """Try the libraries, and each kind of node with them, in a child process."""
@@ -225,20 +245,7 @@ class Operators:
             EnvironmentFault: ``library-unreadable``.
         """
         for library, path in self.files.items():
-            target = package / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                data = library.open("rb")
-            except OSError as error:
-                raise EnvironmentFault(
-                    Diagnostic(
-                        "library-unreadable",
-                        f"the library `{library}` cannot be read: {error.strerror}",
-                        "leave it where it is while optc compiles",
-                    )
-                ) from error
-            with data, target.open("wb") as out:
-                shutil.copyfileobj(data, out)
+            copy_in(library, package / path, partial(_unreadable, library))
 
     @property
     def of_original(self) -> dict[str, str]:
@@ -265,6 +272,33 @@ class Operators:
 
 
 _RUNTIMES: Mapping[Runtime, str] = {"onnxruntime": "ONNX Runtime", "torch": "torch"}
+
+
+def _unreadable(library: Path, why: str) -> EnvironmentFault:
+    return EnvironmentFault(
+        Diagnostic(
+            "library-unreadable",
+            f"the library `{library}` cannot be read: {why}",
+            "leave it where it is while optc compiles",
+        )
+    )
+
+
+def _corners(
+    inputs: Sequence[tuple[Dim, ...] | None], profiles: Sequence[Profile]
+) -> Iterator[list[tuple[int | None, ...] | None]]:
+    """Yield the extents of inputs at the least, usual and largest ones of each profile."""
+    for profile in profiles:
+        for at in ("min", "opt", "max"):
+            extents: dict[str, Dim] = {name: getattr(of, at) for name, of in profile.items()}
+            yield [
+                None if dims is None else tuple(_fixed(substitute(dim, extents)) for dim in dims)
+                for dims in inputs
+            ]
+
+
+def _fixed(dim: Dim) -> int | None:
+    return dim if isinstance(dim, int) else None
 
 
 def _runtime(operator: Operator) -> Runtime | None:

@@ -23,7 +23,7 @@ import secrets
 import shutil
 import weakref
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from optc.specs.diagnostic import Diagnostic, EnvironmentFault, InputError
+from optc.specs.diagnostic import Diagnostic, EnvironmentFault, InputError, OptcError
 from optc.specs.manifest import FILE_NAME, Engine, Manifest, damaged_file, is_package
 
 if TYPE_CHECKING:
@@ -359,6 +359,23 @@ def check_file(folder: Path, manifest: Manifest, path: str) -> None:
         raise damaged_file(folder, path, "is not among the files the manifest lists")
     if found != recorded:
         raise damaged_file(folder, path, "is not the file that was written (its sha256 differs)")
+
+
+def copy_in(file: Path, to: Path, unreadable: Callable[[str], OptcError]) -> None:
+    """Copy a file of the user's into a package.
+
+    Args:
+        file: The file.
+        to: Where it goes, in a folder that need not be there.
+        unreadable: Makes the error to raise where it cannot be read, of why.
+    """
+    to.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        data = file.open("rb")
+    except OSError as error:
+        raise unreadable(error.strerror or str(error)) from error
+    with data, to.open("wb") as out:
+        shutil.copyfileobj(data, out)
 
 
 def sha256_of(file: Path) -> str:

@@ -24,10 +24,11 @@ from optc.passes.graph import nodes_in, reads
 from optc.passes.legalising import Recipe
 from optc.passes.precision import NodePrecision
 from optc.passes.profile_check import why_not_at
-from optc.passes.split import CutApart, Runtime, Splitter, Stage, quantised, why_not_whole
+from optc.passes.split import CutApart, Splitter, Stage, quantised, why_not_whole
 from optc.passes.tensorrt_rule import shape_readers, why_not_its_rounds, why_not_its_types
 from optc.specs.compile_spec import Cost, Range, Target
 from optc.specs.diagnostic import Diagnostic, ModelError, OptcError, Place, SpecError, quoted
+from optc.specs.manifest import Runtime
 
 if TYPE_CHECKING:
     from optc.passes.shape import Shapes

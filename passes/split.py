@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
 
 import networkx as nx
 import onnx_graphsurgeon as gs
@@ -30,8 +29,7 @@ from optc.passes.graph import bodies_of, dataflow, reads
 from optc.passes.legalising import Recipe
 from optc.passes.placement import Arc, Passed, place
 from optc.passes.precision import NodePrecision
-
-Runtime = Literal["tensorrt", "onnxruntime", "torch"]
+from optc.specs.manifest import Runtime
 
 CHEAP = frozenset({"Cast", "ConstantOfShape", "DequantizeLinear", "Expand", "Range"})
 """Ops that do next to nothing for an element, and may make more than they read."""

@@ -9,7 +9,7 @@ from optc.specs import schema_problem
 from optc.specs.codes import CODES
 
 SPECS = Path(optc.specs.__path__[0])
-MAKERS = {"Diagnostic", "refused", "_fault", "_fatal", "_error"}
+MAKERS = {"Diagnostic", "missing_file", "refused", "_fault", "_fatal", "_error"}
 
 
 def codes_in(module: str) -> set[str]:
