@@ -145,7 +145,7 @@ def prepare(checked: CheckedSpec, progress: Progress, after: AfterStep | None = 
 
     progress.step("inferring shapes")
     question = _question(checked, graph, report, selected, asked, modules)
-    Operators(checked).check(graph, question.shapes)
+    Operators(checked).check(graph, question.shapes, question.profiles)
     notes = [*_notes(checked, graph, points), *unfit]
     return Prepared(
         checked,

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import cast
 
 import ml_dtypes
 import numpy as np
@@ -25,7 +26,7 @@ from optc.passes.graph import op_key
 from optc.passes.shape_fact import DType, Fact
 from optc.passes.shape_rule import Call
 from optc.specs.axis_arithmetic import arithmetic
-from optc.specs.compile_spec import Operator
+from optc.specs.compile_spec import LARGEST_DIM, Operator
 
 UNNAMED = ("?", "", -1)
 """Of an axis of an input: anything will do, and nothing refers to it."""
@@ -106,6 +107,34 @@ class CustomOperator:
         """
         found: list[str] = []
         self._axes(inputs, found)
+        return found
+
+    def impossible(self, inputs: Sequence[tuple[int | None, ...] | None]) -> list[str]:
+        """Return what of the extents and bounds it declares cannot be, of inputs that are so large.
+
+        Args:
+            inputs: Extents of each; None where they are not known, or it is omitted.
+        """
+        known = [None if dims is None or None in dims else dims for dims in inputs]
+        meanings = self._axes(cast(Sequence[tuple[Dim, ...] | None], known), [])
+        given = ", ".join(f"{name} = {extent}" for name, extent in meanings.items())
+        declared = [
+            (f"axis {axis} of output {index}", dim)
+            for index, output in enumerate(self.outputs)
+            for axis, dim in enumerate(output.shape or ())
+        ]
+        declared += [(f"the bound of `{name}`", bound) for name, bound in self.bounds.items()]
+        found = []
+        for what, dim in declared:
+            if not symbols(dim) or not symbols(dim) <= meanings.keys():
+                continue
+            try:
+                extent = substitute(dim, meanings)
+            except ZeroDivisionError:
+                found.append(f"{what} is {dim}, which divides by zero where {given}")
+                continue
+            if isinstance(extent, int) and not 0 <= extent <= LARGEST_DIM:
+                found.append(f"{what} is {dim}, which is {extent} where {given}")
         return found
 
     def _axes(self, inputs: Sequence[tuple[Dim, ...] | None], wrong: list[str]) -> dict[str, Dim]:

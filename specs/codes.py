@@ -88,7 +88,7 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
         "nodes in the model have.",
         "like-beyond-inputs": "An output of a custom operator is to be like an input that is not there.",
         "torch-in-body": "A node in the body of a control-flow node is to run on torch.",
-        "not-as-declared": "A node's inputs are not as its operator is declared.",
+        "not-as-declared": "A node's inputs, or extents, are not as its operator is declared.",
         "no-runner-left": "TensorRT refuses a node that only a plugin is to run.",
         "bad-replacement": "A range of nodes cannot be replaced by a module; the error shows what is "
         "in the way.",

@@ -224,7 +224,8 @@ Axis = Annotated[
     ),
 ]
 Real = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(ge=1e-9, le=1e12, allow_inf_nan=False)]
+"""A time or a rate, such that no sum and no quotient of them overflows."""
 Names = Annotated[tuple[Name, ...], Field(strict=False, min_length=1)]
 StageName = Annotated[str, Field(pattern="^[A-Za-z][A-Za-z0-9_.-]{0,63}$")]
 """A name that may stand in the name of a file."""

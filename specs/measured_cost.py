@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from optc.specs.compile_spec import Cost
+from optc.specs.compile_spec import Cost, Positive
 from optc.specs.diagnostic import Diagnostic, Place, nearest
 
 KIND: Final = "optc-costs"
@@ -30,8 +30,6 @@ ConstantName = Literal[
     "fallback_gb_s",
 ]
 """A key of `Cost` that a run can tell."""
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Part(BaseModel):

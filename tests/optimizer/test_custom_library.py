@@ -396,6 +396,33 @@ def test_nodes_that_are_not_as_declared(library: Path) -> None:
     assert "axis 1 of input 0 is 2, and is declared as 8" in problem.problem
 
 
+@pytest.mark.parametrize(
+    ("extent", "words"),
+    [
+        ("h - 100", "axis 2 of output 0 is h - 100, which is -84 where n = 1, c = 8, h = 16, w"),
+        ("h*h*h*h*h*h*h*h*w", "which is 68719476736 where"),
+        ("n - 2", "which is -1 where n = 1"),
+        ("16//(4 - n)", "which divides by zero where n = 4"),
+    ],
+)
+def test_extents_that_no_tensor_can_have(library: Path, extent: str, words: str) -> None:
+    onnx.save(model(peaks=False), "m.onnx")
+    shape = f'{{dtype: float32, shape: [n, c, "{extent}", w]}}'
+    with pytest.raises(SpecError) as caught:
+        planned(HEAD + "operators:\n" + SWIRL.replace("{like: 0}", shape))
+    [problem] = caught.value.diagnostics
+    assert problem.code == "not-as-declared"
+    assert words in problem.problem
+    assert problem.place is not None
+
+
+def test_a_bound_that_is_below_zero(library: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        planned(SPEC.replace("peaks: n*c*h*w", "peaks: h - 17"))
+    [problem] = caught.value.diagnostics
+    assert "the bound of `peaks` is h - 17, which is -1 where" in problem.problem
+
+
 def test_a_starter_has_an_entry_for_each(library: Path) -> None:
     done = cli("init", "m.onnx")
     assert done.returncode == 0

@@ -29,6 +29,12 @@ def test_the_cost_of_a_spec_without_a_file_is_its_own() -> None:
     assert checked(VALID).cost == Cost()
 
 
+@pytest.mark.parametrize("value", ["1.0e+308", "1.0e-308", "0", "-1"])
+def test_a_constant_of_which_no_time_can_be_computed_is_out_of_range(value: str) -> None:
+    (fault,) = faults(VALID + f"partition: {{cost: {{copy_gb_s: {value}}}}}\n")
+    assert fault.code == "out-of-range"
+
+
 def test_a_file_that_is_not_there_is_told_with_its_place_and_the_nearest() -> None:
     Path("costs.json").write_text(MEASURED.text())
     assert (
@@ -53,7 +59,7 @@ the folder of the spec"""
         (json.dumps({"kind": "optc-costs"}), "optc_version: Field required"),
         (
             json.dumps({"kind": "optc-costs", "optc_version": "0", "constants": {"node_us": 0}}),
-            "constants.node_us: Input should be greater than 0",
+            "constants.node_us: Input should be greater than or equal to 0.000000001",
         ),
         (
             json.dumps({"kind": "optc-costs", "optc_version": "0", "constants": {"gpu": 1}}),
