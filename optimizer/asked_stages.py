@@ -107,28 +107,15 @@ class AskedStages:
         """
         if not self.stages:
             return {}, []
-        home = {name: index for index, (_, names) in enumerate(self.stages) for name in names}
-        found: list[list[int]] = [[] for _ in self.stages]
         outputs = {tensor.name for tensor in graph.outputs}
-        free = set()
-        for number, node in enumerate(graph.nodes):
-            made = (tensor.name for tensor in node.outputs)
-            if is_free(node) and not bodies_of(node) and outputs.isdisjoint(made):
-                free.add(number)
-                continue
-            parts = {
-                self.outer[origin]
-                for each in nodes_in(node)
-                for origin in origins.get(each.name, ())
-                if origin in self.outer
-            }
-            first = min(parts, key=self.rank.__getitem__, default=None)
-            if first in home:
-                found[home[first]].append(number)
-        members = [
-            Member(asked, frozenset(numbers))
-            for (asked, _), numbers in zip(self.stages, found, strict=True)
-        ]
+        free = {
+            number
+            for number, node in enumerate(graph.nodes)
+            if is_free(node)
+            and not bodies_of(node)
+            and outputs.isdisjoint(tensor.name for tensor in node.outputs)
+        }
+        members = self._members(graph, origins, free)
         names = [node.name for node in graph.nodes]
         flow = Flow(names, _after(graph, free), members)
         problems = [
@@ -152,6 +139,27 @@ class AskedStages:
             if each.asked.scope is None and len(each.nodes) > 1
         ]
         return scopes, groups
+
+    def _members(
+        self, graph: gs.Graph, origins: Mapping[str, Sequence[str]], free: Collection[int]
+    ) -> list[Member]:
+        """Return the stages with those nodes of ``graph`` that came of theirs, but for free ones."""
+        home = {name: index for index, (_, names) in enumerate(self.stages) for name in names}
+        found: list[list[int]] = [[] for _ in self.stages]
+        for number, node in enumerate(graph.nodes):
+            parts = {
+                self.outer[origin]
+                for each in nodes_in(node)
+                for origin in origins.get(each.name, ())
+                if origin in self.outer
+            }
+            first = min(parts, key=self.rank.__getitem__, default=None)
+            if first in home and number not in free:
+                found[home[first]].append(number)
+        return [
+            Member(asked, frozenset(numbers))
+            for (asked, _), numbers in zip(self.stages, found, strict=True)
+        ]
 
 
 def _with_module(member: Member, node: str, place: PlaceOf) -> Diagnostic:

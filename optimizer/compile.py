@@ -1,9 +1,9 @@
 """The way through: spec and model in, package out.
 
-    spec ─ check ─> CheckedSpec
-        ─ load model, run passes, infer shapes ─> Prepared
-        ─ calibrate, ask the parser, legalise, search the precision ─> Choice
-        ─ split, lower, build, blame, again ─> Decided
+    spec ─ check ─> CheckedSpec ─ for a stage, cut it out ─> CheckedSpec of a part
+        ─ load model, replace ranges, run passes, infer shapes ─> Prepared
+        ─ open control flow, calibrate, ask the parser, legalise, search the precision ─> Choice
+        ─ split, drop what does not pay, lower, build, blame, again ─> Decided
         ─ write ─> package ─ hold against original and gate ─> Outcome
 
 `compile_package` reads like this picture; each arrow is a function of another file. `plan_package`

@@ -10,10 +10,11 @@ import onnx_graphsurgeon as gs
 
 from optc.optimizer.package import copy_in, sha256_of
 from optc.optimizer.partition import Off, Refused
-from optc.optimizer.replace import DOMAIN, Replaced
+from optc.optimizer.replace import Replaced
 from optc.optimizer.torch_module import SUFFIXES, ModuleRejected, TorchModule, kind_of
 from optc.passes.custom_operator import Key, key_of
 from optc.passes.graph import Node, all_nodes, export_model, op_key
+from optc.passes.split import REPLACED
 from optc.specs.check import CheckedSpec
 from optc.specs.diagnostic import Diagnostic, EnvironmentFault, Place, SpecError
 from optc.specs.manifest import Runtime
@@ -55,7 +56,7 @@ class Modules:
         return {
             node.name: Refused("spec", words[node.op])
             for node in graph.nodes
-            if node.domain == DOMAIN and node.op in words
+            if node.domain == REPLACED and node.op in words
         }
 
     def runtimes(self, graph: gs.Graph) -> dict[str, Runtime]:

@@ -47,15 +47,16 @@ from optc.passes.graph import (
     sorted_nodes,
 )
 from optc.passes.shape import Shapes, infer
+from optc.passes.split import REPLACED
 from optc.specs.check import CheckedSpec
 from optc.specs.compile_spec import Replacement
 from optc.specs.diagnostic import Diagnostic, SpecError, quoted
 
-DOMAIN = "optc.replaced"
-"""Of the nodes that stand for ranges; the op is the name that the spec gives the range."""
-
 MOST_SHOWN = 6
 """Nodes of a path that are told; those in the middle are left out."""
+
+MOST_BOUNDS = 6
+"""How many of them may rest on one another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +126,8 @@ def replace_ranges(
         assert each is not None, "a range that is not found is a problem"
         cutter.cut_out(each, described)
     imported = {entry.domain for entry in graph.import_domains}
-    if DOMAIN not in imported:
-        graph.import_domains = [*graph.import_domains, helper.make_opsetid(DOMAIN, 1)]
+    if REPLACED not in imported:
+        graph.import_domains = [*graph.import_domains, helper.make_opsetid(REPLACED, 1)]
     graph.nodes = sorted_nodes(graph)
     remove_dead(graph, frozenset(tensor.name for tensor in graph.outputs))
     return done
@@ -438,7 +439,7 @@ class _Cutter:
                     bound = _bound(name, inferred, taken)
                     if bound is not None:
                         bounds[name] = bound
-        return CustomOperator(DOMAIN, asked.name, tuple(given), tuple(outputs), bounds)
+        return CustomOperator(REPLACED, asked.name, tuple(given), tuple(outputs), bounds)
 
     def cut_out(self, found: _Range, replaced: Replaced) -> None:
         """Put the node in the place of the range."""
@@ -451,7 +452,7 @@ class _Cutter:
             replaced.node,
             inputs=[self.tensors[name] for name in found.asked.from_],
             outputs=tensors,
-            domain=DOMAIN,
+            domain=REPLACED,
         )
         gone = {id(self.nodes[index]) for index in found.inside}
         self.graph.nodes = [each for each in self.graph.nodes if id(each) not in gone]
@@ -462,7 +463,7 @@ def _bound(name: str, shapes: Shapes, taken: Iterable[str]) -> Dim | None:
     """Return what an inner symbol never exceeds, over the symbols ``taken`` alone."""
     bound = shapes.upper(name)
     known = set(taken)
-    for _ in range(MOST_SHOWN):  # a bound may rest on that of another
+    for _ in range(MOST_BOUNDS):  # a bound may rest on that of another
         if bound is None or symbols(bound) <= known:
             return bound
         inner = {each: shapes.upper(each) for each in symbols(bound) - known}

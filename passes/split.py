@@ -237,7 +237,7 @@ class _Items:
     Attributes:
         names: For each item its nodes, in topological order.
         of: Name of a node -> its item.
-        sources: For each item the tensors that it reads, through free nodes too, each with its maker.
+        reads: Name of a node that is not free -> the tensors that it reads, through free nodes too.
     """
 
     def __init__(self, splitter: Splitter, free: Collection[str]) -> None:

@@ -11,10 +11,11 @@ from graphs import text
 
 from optc.optimizer.model_file import load_graph, read_model
 from optc.optimizer.modules import Modules
-from optc.optimizer.replace import DOMAIN, Replaced, replace_ranges
+from optc.optimizer.replace import Replaced, replace_ranges
 from optc.passes.custom_operator import declare, declared
 from optc.passes.graph import export_model
 from optc.passes.shape import infer
+from optc.passes.split import REPLACED
 from optc.specs.check import check
 from optc.specs.diagnostic import Diagnostic, SpecError
 
@@ -88,10 +89,10 @@ g (float[batch,4] x) => (float[batch,2] y)
 }"""
     )
     assert found.origins == ("second", "third")
-    assert found.operator.key == (DOMAIN, "middle")
+    assert found.operator.key == (REPLACED, "middle")
     assert found.words == "partition.replace: middle"
     assert found.module.name == "m.pt"
-    assert {entry.domain for entry in graph.import_domains} == {"", DOMAIN}
+    assert {entry.domain for entry in graph.import_domains} == {"", REPLACED}
 
 
 def test_a_range_may_begin_at_an_input_and_end_at_an_output() -> None:
@@ -416,7 +417,7 @@ def test_a_range_as_a_whole_computes_what_its_nodes_did() -> None:
         "middle (float[n,3] a) => (float[n,3] c) <float one = {1}> { b = Relu (a)\nc = Add (b, one) }"
     )
     function = onnx.helper.make_function(
-        DOMAIN,
+        REPLACED,
         "middle",
         ["a"],
         ["c"],
