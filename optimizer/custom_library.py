@@ -10,7 +10,6 @@ why not.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
 import os
@@ -136,17 +135,9 @@ def _ending(code: int) -> str:
 
 def main() -> None:
     """Load the libraries, then the models, that stdin gives."""
-    from optc.optimizer.worker import die_with, leave_no_traces
+    from optc.optimizer.worker import answering
 
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--parent", type=int, required=True)
-    die_with(parser.parse_args().parent)
-    leave_no_traces()
-    answers = os.dup(1)
-    os.dup2(2, 1)  # whatever a library prints is no answer
-
-    def answer(words: str | None) -> None:
-        os.write(answers, (json.dumps(words) + "\n").encode())
+    answer = answering()
 
     job: dict[str, Any] = json.loads(sys.stdin.readline())
     libraries = tuple(map(Path, job["libraries"]))

@@ -13,7 +13,6 @@ worked, else why not.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -31,7 +30,7 @@ from optc.optimizer.backend import interpreter_flags
 from optc.optimizer.made_up import Bound, available_bytes, bytes_needed, made_up, shown_bytes
 from optc.optimizer.ort_errors import ORT_ERRORS
 from optc.optimizer.reference import OrtRunner, Rejected
-from optc.optimizer.worker import die_with, leave_no_traces
+from optc.optimizer.worker import answering
 from optc.specs.compile_spec import Range
 from optc.specs.model_problem import ResolvedInput
 
@@ -198,16 +197,8 @@ def _ending(child: subprocess.Popen[bytes]) -> str:
 
 def main() -> None:
     """Load a model and run it at the sizes that stdin gives."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--parent", type=int, required=True)
-    die_with(parser.parse_args().parent)
-    leave_no_traces()
-    answers = os.dup(1)
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    answer = answering()
     _bound_memory()
-
-    def answer(words: str | None) -> None:
-        os.write(answers, (json.dumps(words) + "\n").encode())
 
     job = json.loads(sys.stdin.readline())
     model = Path(job["model"])

@@ -20,6 +20,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,21 @@ def leave_no_traces() -> None:
         Path("/proc/self/oom_score_adj").write_text("500")
     except OSError:
         return  # not on this system: then it chooses by size, which is most often right too
+
+
+def answering() -> Callable[[str | None], None]:
+    """Begin a child that is asked on stdin, and return what answers: a line of JSON on stdout each."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--parent", type=int, required=True)
+    die_with(parser.parse_args().parent)
+    leave_no_traces()
+    answers = os.dup(1)
+    os.dup2(2, 1)  # whatever a library prints is no answer
+
+    def answer(words: str | None) -> None:
+        os.write(answers, (json.dumps(words) + "\n").encode())
+
+    return answer
 
 
 def _end(fault: threading.ExceptHookArgs) -> None:
