@@ -121,6 +121,11 @@ class Workers:
             self._spawn(found)
 
     @property
+    def folder(self) -> Path:
+        """A folder for what lasts as long as the children; one that is left over the next removes."""
+        return Path(self._folder.name)
+
+    @property
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that children have loaded so far, by backend."""
         return dict(self._versions)

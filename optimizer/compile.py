@@ -175,8 +175,9 @@ def plan_package(
     wanted = _targets(checked, targets)
     operators = Operators(checked)
     with (
-        tempfile.TemporaryDirectory(prefix="optc-plan-") as folder,
         Workers(plugins=operators.plugin_places) as workers,
+        # There, as what a killed process leaves behind there is removed by the next.
+        tempfile.TemporaryDirectory(dir=workers.folder) as folder,
         operators.declared(),
     ):
         _start(workers, wanted)

@@ -21,6 +21,7 @@ from text_package import check_files
 import optc
 from optc.optimizer.compile import compile_package, plan_package, verify_package
 from optc.optimizer.ort_errors import ORT_ERRORS
+from optc.optimizer.progress import Silent
 from optc.optimizer.summary import Outcome
 from optc.passes import registry
 from optc.specs.check import check
@@ -242,6 +243,24 @@ def test_a_plan_decides_what_a_compile_does_and_writes_nothing(tmp_path: Path) -
     done: dict[str, Any] = compiled(spec, tmp_path / "out").manifest.as_plan()
     for key in ("inputs", "outputs", "stages", "targets", "profiles"):
         assert planned[key] == done[key], key
+
+
+def test_a_plan_keeps_its_files_where_the_next_removes_what_is_left_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    seen: list[list[Path]] = []
+
+    class Watching(Silent):
+        def step(self, text: str) -> None:
+            seen.append([path.parent for path in temporary.glob("*/lock")])
+            assert seen[-1] == list(temporary.iterdir())
+
+    plan_package(check(spec_of(tmp_path, CUT), known_passes=registry.names), progress=Watching())
+    assert any(seen)
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_plan_without_builds_marks_its_engines_unconfirmed(tmp_path: Path) -> None:
