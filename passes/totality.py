@@ -390,11 +390,13 @@ def _recurrent(known: _Known) -> bool:
         return False
     if again != (ways, gates * hidden, hidden) or not known.at_least_one(source):
         return False
-    asked: list[Dims | None] = [(ways, 2 * gates * hidden), None]
-    asked += [(ways, source[1], hidden)] * (len(known.node.inputs) - 5)
-    given = range(3, len(known.node.inputs))
+    if known.has(4):  # lengths of sequences, which must not be longer than these are
+        return False
+    if known.has(3) and known.dims(3) != (ways, 2 * gates * hidden):
+        return False
+    states = range(5, len(known.node.inputs))
     return all(
-        not known.has(i) or known.dims(i) == dims for i, dims in zip(given, asked, strict=False)
+        not known.has(index) or known.dims(index) == (ways, source[1], hidden) for index in states
     )
 
 

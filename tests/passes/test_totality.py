@@ -18,7 +18,8 @@ CONSTANTS = """<float[4,2] w = {1, 2, 3, 4, 5, 6, 7, 8}, float[3,4] v = {1,2,3,4
     int64[1] first = {0}, int64[1] fifth = {4}, int64[2] flat = {-1, 2}, int64[2] odd = {-1, 3},
     int64[1] axis = {1}, int64[8] pads = {0,0,1,1,0,0,1,1}, int64[8] crop = {0,0,-1,0,0,0,0,0},
     int64[2] four = {1, 4}, int64[4] mirror = {0, 3, 0, 3}, int64[2] halves = {2, 2}, float[2,3,1,1] k = {1,2,3,4,5,6},
-    float[2,3,3,3] k3 = {1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1}, float[3] c = {1, 2, 3}, int8[4] q = {1, 2, 3, 4}, float half = {0.5}>"""
+    float[2,3,3,3] k3 = {1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1}, float[3] c = {1, 2, 3}, int64[3] gates = {1, 8, 4}, int64[3] again = {1, 8, 2}, int8[4] q = {1, 2, 3, 4}, float half = {0.5}>"""
+STATES = "d = Unsqueeze (x, axis) g = ConstantOfShape (gates) a = ConstantOfShape (again)"
 
 TOTAL = {
     "Relu": "o = Relu (x)",
@@ -52,6 +53,7 @@ TOTAL = {
     "DequantizeLinear": "o = DequantizeLinear (q, half)",
     "DequantizeLinear along an axis": "t = Cast <to = 3> (x) o = DequantizeLinear <axis = 1> (t, s)",
     "Dropout": "o = Dropout (x, half)",
+    "LSTM": f"{STATES} o = LSTM <hidden_size = 2> (d, g, a)",
     "Mod of floats": "o = Mod <fmod = 1> (x, y)",
     "Slice to where the data say": "e = Gather (j, first) o = Slice (x, first, e, axis)",
     "ConstantOfShape": "o = ConstantOfShape (four)",
@@ -82,6 +84,8 @@ MAY_FAIL = {
     "Pad that cuts": "o = Pad (p, crop)",
     "NonMaxSuppression": "o = NonMaxSuppression (p, p)",
     "RandomNormalLike": "o = RandomNormalLike (x)",
+    "LSTM of lengths of any rank": f"{STATES} u = Reshape (i, j) l = Cast <to = 6> (u)"
+    ' o = LSTM <hidden_size = 2> (d, g, a, "", l)',
     "OneHot": "o = OneHot (i, two, b)",
 }
 
