@@ -199,6 +199,8 @@ def plan(
     nodes is kept in optc's cache.
     """
 
+    _ends_in(".svg", picture, "--picture")
+
     def one() -> None:
         checked = _checked(spec)
         from optc.optimizer.compile import plan_package
@@ -269,6 +271,9 @@ def run(
     """
     if repeat is not None and costs is None:
         raise typer.BadParameter("it says how often to run for `--costs`", param_hint="--repeat")
+    _ends_in(".json", costs, "--costs")
+    if outputs.resolve() == inputs.resolve():
+        raise typer.BadParameter("that is the file of the inputs", param_hint="--outputs")
 
     def one() -> None:
         from optc.optimizer.arrays import read_arrays, write_arrays
@@ -550,6 +555,12 @@ def _checked(spec: Path) -> CheckedSpec:
     checked = check(spec, known_passes=registry.names, options_of=registry.options_of)
     gc.enable()  # what follows takes its time
     return checked
+
+
+def _ends_in(suffix: str, path: Path | None, option: str) -> None:
+    """Make sure that a file which is replaced is not, by mistake, one of another kind."""
+    if path is not None and path.suffix.lower() != suffix:
+        raise typer.BadParameter(f"the name has to end in `{suffix}`", param_hint=option)
 
 
 def _write_picture(path: Path, picture: str) -> None:

@@ -246,6 +246,21 @@ def test_the_command_writes_a_file_that_a_spec_reads(package: Path, tmp_path: Pa
     assert Constants.of(cost) == replace(Constants(), **dict(measured.constants), copy_us=1)
 
 
+def test_the_command_replaces_no_file_of_its_inputs_or_outputs(
+    package: Path, tmp_path: Path
+) -> None:
+    given = tmp_path / "in.npz"
+    write_arrays(given, INPUTS)
+    before = given.read_bytes()
+    out = tmp_path / "out.npz"
+    done = cli("run", package, "--inputs", given, "--outputs", given)
+    assert (done.returncode, "the file of the inputs" in done.stderr) == (2, True)
+    done = cli("run", package, "--inputs", given, "--outputs", out, "--costs", out)
+    assert (done.returncode, "has to end in `.json`" in done.stderr) == (2, True)
+    assert given.read_bytes() == before
+    assert not out.exists()
+
+
 def test_the_command_tells_programs_what_it_measured(package: Path, tmp_path: Path) -> None:
     write_arrays(tmp_path / "in.npz", INPUTS)
     costs = tmp_path / "costs.json"

@@ -74,6 +74,15 @@ def test_where_all_is_one_engine_nothing_is_cut(folder: Path) -> None:
     assert "ampere: nothing is cut\n" in done.stdout
 
 
+@pytest.mark.parametrize("name", ["cut.yaml", "cut.png", "cut", "/dev/stdout"])
+def test_a_picture_replaces_no_file_of_another_kind(folder: Path, name: str) -> None:
+    before = (folder / "cut.yaml").read_bytes()
+    done = cli("plan", "cut.yaml", "--picture", name)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the name has to end in `.svg`" in done.stderr
+    assert (folder / "cut.yaml").read_bytes() == before
+
+
 def test_a_picture_that_cannot_be_written_is_an_error(folder: Path) -> None:
     done = cli("plan", "whole.yaml", "--quick", "--picture", "nowhere/cut.svg")
     assert done.returncode == 1
