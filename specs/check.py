@@ -120,7 +120,12 @@ def check(
         *_wrong_options(source, reading, known_passes, options_of),
         *_missing_data(source, reading, folder),
         *_calibration_problems(source, reading),
-        *missing_modules(reading.spec.partition.replace, folder, partial(_place, source, reading)),
+        *missing_modules(
+            reading.spec.partition.replace,
+            reading.spec.partition.scopes,
+            folder,
+            partial(_place, source, reading),
+        ),
     ]
     measured = _place(source, reading, "partition", "cost", "measured")
     cost, faults = with_measured(reading.spec.partition.cost, folder, measured)

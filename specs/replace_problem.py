@@ -6,7 +6,7 @@ Whether a range can be cut out is asked of the graph, once it is loaded (`optc.o
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from optc.specs.compile_spec import Replacement
@@ -18,12 +18,13 @@ _KEYS = ("partition", "replace")
 
 
 def missing_modules(
-    replace: tuple[Replacement, ...], folder: Path, place: PlaceOf
+    replace: tuple[Replacement, ...], scopes: Collection[str], folder: Path, place: PlaceOf
 ) -> Iterator[Diagnostic]:
     """Yield what is wrong with the entries in themselves: their files and names.
 
     Args:
         replace: The entries.
+        scopes: Names of the scopes, which are names of stages, too.
         folder: What their paths are relative to.
         place: Tells where they stand.
     """
@@ -32,6 +33,13 @@ def missing_modules(
         if not os.path.isfile(folder / each.torch):  # which says no of a path that cannot be, too
             yield missing_file(
                 "module-not-found", "file", folder, each.torch, place(*_KEYS, index, "torch")
+            )
+        if each.name in scopes:
+            yield Diagnostic(
+                "bad-replacement",
+                f"a scope is called `{each.name}`, too",
+                "give each a name of its own: a stage is called by it",
+                place(*_KEYS, index, "name"),
             )
         if names.setdefault(each.name, index) != index:
             yield Diagnostic(

@@ -377,6 +377,19 @@ def test_two_ranges_cannot_give_one_tensor_or_bear_one_name() -> None:
     ]
 
 
+def test_a_range_does_not_bear_the_name_of_a_scope() -> None:
+    replaced(CHAIN, "name: middle, from: [a], to: [c]")
+    text = Path("spec.yaml").read_text()
+    check("spec.yaml")
+    Path("spec.yaml").write_text(f"{text}  scopes: {{middle: last}}\n")
+    with pytest.raises(SpecError) as caught:
+        check("spec.yaml")
+    (problem,) = caught.value.diagnostics
+    assert problem.code == "bad-replacement"
+    assert problem.problem == "a scope is called `middle`, too"
+    assert problem.place is not None
+
+
 def test_a_module_that_is_not_there_is_told_with_the_nearest_name() -> None:
     Path("m.pt").rename("m.pt2")
     (problem,) = problems(CHAIN, "name: middle, from: [a], to: [c]")
