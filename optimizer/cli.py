@@ -199,7 +199,7 @@ def plan(
     nodes is kept in optc's cache.
     """
 
-    _ends_in(".svg", picture, "--picture")
+    _can_be_written(".svg", picture, "--picture")
 
     def one() -> None:
         checked = _checked(spec)
@@ -271,7 +271,7 @@ def run(
     """
     if repeat is not None and costs is None:
         raise typer.BadParameter("it says how often to run for `--costs`", param_hint="--repeat")
-    _ends_in(".json", costs, "--costs")
+    _can_be_written(".json", costs, "--costs")
     if outputs.resolve() == inputs.resolve():
         raise typer.BadParameter("that is the file of the inputs", param_hint="--outputs")
 
@@ -557,10 +557,17 @@ def _checked(spec: Path) -> CheckedSpec:
     return checked
 
 
-def _ends_in(suffix: str, path: Path | None, option: str) -> None:
-    """Make sure that a file which is replaced is not, by mistake, one of another kind."""
-    if path is not None and path.suffix.lower() != suffix:
+def _can_be_written(suffix: str, path: Path | None, option: str) -> None:
+    """Make sure of a file before the work that fills it: its folder is there, its kind is right.
+
+    What it replaces shall not, by mistake, be of another kind.
+    """
+    if path is None:
+        return
+    if path.suffix.lower() != suffix:
         raise typer.BadParameter(f"the name has to end in `{suffix}`", param_hint=option)
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder `{path.parent}`", param_hint=option)
 
 
 def _write_picture(path: Path, picture: str) -> None:
