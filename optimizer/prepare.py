@@ -146,7 +146,7 @@ def prepare(checked: CheckedSpec, progress: Progress, after: AfterStep | None = 
     progress.step("inferring shapes")
     question = _question(checked, graph, report, selected, asked, modules)
     Operators(checked).check(graph, question.shapes, question.profiles)
-    notes = [*_notes(checked, graph, points), *unfit]
+    notes = [*_notes(checked, graph, points, question.scopes), *unfit]
     return Prepared(
         checked,
         model,
@@ -269,8 +269,17 @@ def _off_by_spec(graph: gs.Graph, report: PipelineReport, selected: Mapping[str,
     return off
 
 
-def _notes(checked: CheckedSpec, graph: gs.Graph, points: frozenset[str]) -> list[Diagnostic]:
-    """Return what became of partition points that no longer cut anything."""
+def _notes(
+    checked: CheckedSpec, graph: gs.Graph, points: frozenset[str], scopes: Collection[str]
+) -> list[Diagnostic]:
+    """Return what became of points that no longer cut anything, and of scopes without nodes.
+
+    Args:
+        checked: The spec.
+        graph: The optimised one.
+        points: Tensors that the spec names.
+        scopes: Names of those that have nodes.
+    """
     notes = list(checked.notes)
     replaced = ", or in a range that is replaced" if checked.spec.partition.replace else ""
     made = {t.name for node in graph.nodes for t in node.outputs}
@@ -286,4 +295,15 @@ def _notes(checked: CheckedSpec, graph: gs.Graph, points: frozenset[str]) -> lis
                     severity="warning",
                 )
             )
+    for name in sorted(checked.spec.partition.scopes.keys() - scopes):
+        notes.append(
+            Diagnostic(
+                "scope-is-no-stage",
+                f"the scope `{name}` is no stage: its nodes are constants{replaced}, or lead to no "
+                "output",
+                "leave it out, or name nodes that the model computes its outputs with",
+                checked.place("partition", "scopes", name, key=True),
+                severity="warning",
+            )
+        )
     return notes

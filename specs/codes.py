@@ -102,6 +102,7 @@ TOPICS: Final[Mapping[str, Mapping[str, str]]] = {
         "unknown-node": "No node of the model has a name that matches.",
         "point-is-no-cut": "No stage ends at a partition point: it is an input or a constant, or "
         "nothing goes from its nodes to others.",
+        "scope-is-no-stage": "No node of a scope is left in the optimised model.",
         "point-inside-stage": "A stage would end in the middle of what the spec wants in one.",
         "node-in-two-scopes": "A node is in two scopes, and a stage is one scope.",
         "group-across-scopes": "A group of `keep_together` is partly in a scope.",

@@ -62,3 +62,10 @@ def test_a_point_that_leads_to_no_output_is_told(tmp_path: Path) -> None:
     [note] = prepared(tmp_path, "points: [rows]").notes
     assert note.code == "point-is-no-cut"
     assert "leads to no output" in note.problem
+
+
+def test_a_scope_that_leads_to_no_output_is_told(tmp_path: Path) -> None:
+    [note] = prepared(tmp_path, "scopes: {aside: [count, cast], main: relu}").notes
+    assert (note.code, note.severity) == ("scope-is-no-stage", "warning")
+    assert "the scope `aside` is no stage" in note.problem
+    assert note.place is not None
