@@ -29,7 +29,7 @@ from itertools import pairwise
 
 from optc.passes.minimum_cut import ENDLESS, Network
 
-MOST_ITEMS = 2000
+MOST_ITEMS = 1000
 """Movable items that hang together and are looked at as a whole. Of more, the best is found among
 the moves within a few levels at a time, which may miss one of thousands of items at once."""
 
