@@ -12,7 +12,7 @@ from optc.specs.diagnostic import Diagnostic, Place, nearest, quoted
 from optc.specs.likely import likely_range
 from optc.specs.model_outline import Dim, Outline, OutlineNode, Value
 from optc.specs.onnx_ops import ONNX_OPS
-from optc.specs.replace_problem import unknown_ends
+from optc.specs.replace_problem import NAME_AN_OUTPUT, unknown_ends
 from optc.specs.schema_problem import Path, Reading
 from optc.specs.source import Source, Table, find, find_key, written
 from optc.specs.stage_problem import Flow, FlowNode, asked_of
@@ -278,11 +278,11 @@ class Comparison:
                 problem = f"`{point}` is a constant: no stage computes it"
             else:
                 near = nearest(point, made)
-                todo = f"the nearest name is `{near}`" if near else None
+                todo = f"the nearest name is `{near}`" if near else NAME_AN_OUTPUT
                 problem = f"the model has no tensor `{point}`"
                 self._error("unknown-tensor", problem, todo, place)
                 continue
-            todo = "name the output of a node of the main graph"
+            todo = NAME_AN_OUTPUT
             self._error("bad-point", problem, todo, place)
 
     def _compare_selectors(self, selectors: Sequence[Selector], path: Path) -> None:

@@ -8,11 +8,15 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Final
 
 from optc.specs.compile_spec import Replacement
 from optc.specs.diagnostic import Diagnostic, PlaceOf, nearest
 from optc.specs.missing_file import missing_file
 from optc.specs.model_outline import Outline, OutlineNode
+
+NAME_AN_OUTPUT: Final = "name the output of a node of the main graph"
+"""What to do about a tensor at which a model cannot be cut."""
 
 _KEYS = ("partition", "replace")
 
@@ -77,10 +81,10 @@ def unknown_ends(
                 if not known:
                     near = nearest(name, {*made, *(inputs if key == "from" else ())})
                     problem = f"the model has no tensor `{name}`"
-                    todo = f"the nearest name is `{near}`" if near else None
+                    todo = f"the nearest name is `{near}`" if near else NAME_AN_OUTPUT
                     yield Diagnostic("unknown-tensor", problem, todo, where)
                 elif reason is not None:
-                    todo = "name the output of a node of the main graph"
+                    todo = NAME_AN_OUTPUT
                     yield Diagnostic("bad-replacement", reason, todo, where)
                 elif name in names[:at]:
                     problem = f"`{name}` stands under `{key}` twice"

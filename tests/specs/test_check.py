@@ -727,3 +727,15 @@ def test_what_stands_beside_a_mistake_is_compared_all_the_same() -> None:
         "out-of-range": 3,
         "unknown-output": 1,
     }
+
+
+@pytest.mark.parametrize(
+    "partition",
+    ["points: [zzzzzzzz]", "replace: [{name: r, from: [zzzzzzzz], to: [features], torch: m.pt}]"],
+)
+def test_a_tensor_that_no_name_comes_near_has_a_way_out_too(partition: str) -> None:
+    found = [
+        f for f in faults(VALID + f"partition: {{{partition}}}\n") if f.code == "unknown-tensor"
+    ]
+    assert found
+    assert found[0].todo == "name the output of a node of the main graph"
